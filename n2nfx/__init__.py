@@ -1,0 +1,1 @@
+"""Model surgery over torch.fx graphs: sparse networks with neuron-to-neuron skips, counted exactly."""

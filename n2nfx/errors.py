@@ -1,0 +1,34 @@
+"""What can go wrong for a person, and the exit code that each kind has on the command line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class N2nfxError(Exception):
+    """An error with a message for a person: what was wrong, where, and the nearest right thing."""
+
+    exit_code = 1
+
+
+class UsageError(N2nfxError, ValueError):
+    """An argument that no job could take: a density above 1, an unknown option or pass."""
+
+    exit_code = 2
+
+
+class CannotOperate(N2nfxError):
+    """A model or job that cannot be operated on: the reason, and what would work."""
+
+    exit_code = 3
+
+
+class DamagedFile(N2nfxError):
+    """An input file that is missing, damaged, or not what it says it is."""
+
+    exit_code = 4
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known words as the end of a sentence, or nothing where none is near."""
+    near = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
