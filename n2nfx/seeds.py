@@ -12,5 +12,5 @@ def derive(seed: int, *names: str) -> int:
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A counter-based generator (Philox) for one named purpose: the same stream on every machine."""
+    """A counter-based generator (Philox) for one named purpose, the same on every machine."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *names)))

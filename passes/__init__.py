@@ -2,3 +2,10 @@
 
 if __name__ != "n2nfx.passes":
     raise ImportError(f"import n2nfx.passes, not {__name__}: this folder is installed inside n2nfx")
+
+from n2nfx.passes.n2nskip import N2NSkip
+from n2nfx.passes.random_pruning import RandomPruning
+from n2nfx.passes.resskip import ResSkip
+from n2nfx.passes.small_input_stem import SmallInputStem
+
+__all__ = ["N2NSkip", "RandomPruning", "ResSkip", "SmallInputStem"]

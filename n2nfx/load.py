@@ -1,0 +1,149 @@
+"""An artifact read back into a network: the model built again, the record replayed, all checked."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from n2nfx import artifact
+from n2nfx.bind import bind, plain_state
+from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError
+from n2nfx.masks import Masks
+from n2nfx.network import Network, Probe
+from n2nfx.plan import Plan, Step, graph_sha256
+from n2nfx.registry import passes
+from n2nfx.source import network_of
+from n2nfx.spec import from_text
+from n2nfx.splice import splice
+
+
+def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -> Network:
+    """The network that was saved to a directory, its masks at work.
+
+    The model is built again by its recorded name, or taken from `model`, which is needed where a
+    module or a file of one's own was transformed: an artifact never has us run a file. Passes
+    that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
+    must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model.
+    """
+    path = Path(directory)
+    found = artifact.read(path)
+    plan = _parse(path, found.plan)
+    network = _rebuild(path, plan, model)
+    if graph_sha256(network) != plan.graph_sha256:
+        raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
+    _load_state(path, network, found.tensors)
+    network = replace(network, masks=Masks(found.masks))
+    _check_counts(path, network, plan)
+    bind(network)
+    return network
+
+
+def _parse(path: Path, plan: dict[str, Any]) -> Plan:
+    own = {key: value for key, value in plan.items() if key not in artifact.RESERVED}
+    try:
+        return Plan.model_validate(own)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedFile(f"{path / artifact.PLAN}: {where}: {first['msg']}") from error
+
+
+def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
+    """The network as the passes left it: the same graph, masks and weights still to come."""
+    try:
+        network = _reference(path, plan, model)
+        if network.layers != plan.layers and not _changes_layers(plan.steps):
+            raise DamagedFile(f"{path}: {_difference(network, plan)}")
+        for step in plan.steps:
+            network = _replay(network, step, plan.seed)
+    except DamagedFile:
+        raise
+    except N2nfxError as error:
+        raise DamagedFile(f"{path}: cannot be built again here: {error} ({_made(plan)})") from error
+    if network.layers != plan.layers:
+        raise DamagedFile(f"{path}: {_difference(network, plan)}")
+    return network
+
+
+def _reference(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
+    name = plan.origin.get("name")
+    example = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
+    if model is not None:
+        return replace(network_of(model, example=example), origin=plan.origin)
+    if name is None or ".py:" in name:
+        made = f"the module {plan.origin.get('class')}" if name is None else name
+        raise CannotOperate(f"it was made from {made}, which must be handed in: load(..., model=)")
+    shape = plan.origin.get("input_shape")
+    return network_of(
+        name,
+        example=example,
+        seed=plan.origin.get("seed", 0),
+        num_classes=plan.origin.get("num_classes"),
+        input_shape=tuple(shape) if shape else None,
+    )
+
+
+def _changes_layers(steps: Sequence[Step]) -> bool:
+    return any("graph" not in step.keeps for step in steps)
+
+
+def _replay(network: Network, step: Step, seed: int) -> Network:
+    """A pass that kept the graph did no more than add its skips."""
+    if "graph" not in step.keeps:
+        operation = from_text(step.spec, passes())
+        network = operation(network, Probe(seed=seed))
+    if step.skips:
+        splice(network, step.skips)
+        network = replace(network, skips=(*network.skips, *step.skips))
+    return network
+
+
+def _difference(network: Network, plan: Plan) -> str:
+    """Where the model at hand is not the recorded one."""
+    for here, there in zip(network.layers, plan.layers, strict=False):
+        if here != there:
+            return (
+                f"another model: layer {there.name} {there.weight_shape} is recorded where this "
+                f"one has {here.name} {here.weight_shape}"
+            )
+    return f"another model: {len(plan.layers)} layers are recorded, this one has " + str(
+        len(network.layers)
+    )
+
+
+def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> None:
+    """Every tensor of the module, and no other, from the artifact."""
+    own = plain_state(network.module)
+    missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    if missing or unknown:
+        what = f"{min(missing)} is missing" if missing else f"{min(unknown)} is not the model's"
+        raise DamagedFile(f"{path / artifact.WEIGHTS}: {what}")
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise DamagedFile(
+                f"{path / artifact.WEIGHTS}: {name} has shape {tuple(tensor.shape)}, the model's "
+                f"has {tuple(own[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _check_counts(path: Path, network: Network, plan: Plan) -> None:
+    kept = {row.weight: row.kept for row in network.ledger() if row.size}
+    wrong = [name for name in {*kept, *plan.kept} if kept.get(name) != plan.kept.get(name)]
+    if wrong:
+        name = min(wrong)
+        raise DamagedFile(
+            f"{path / artifact.PLAN}: {name} keeps {plan.kept.get(name)} weights by the plan, "
+            f"{kept.get(name)} by its mask"
+        )
+
+
+def _made(plan: Plan) -> str:
+    return "made with " + ", ".join(f"{name} {number}" for name, number in plan.versions.items())

@@ -1,0 +1,130 @@
+"""Layers that compute with the kept part of their weight only.
+
+A masked layer is its own class with the mask beside the weight: names, hooks, deepcopy, pickle,
+compile and export work as for the plain layer, and a checkpoint of the plain layer loads. The
+masked part is selected away rather than multiplied by zero, so that nothing in it, not even an
+infinity, reaches the output, and its gradient is exactly zero.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MASK = "weight_mask"
+
+
+def keep(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight where the mask is True, and zero elsewhere."""
+    return torch.where(mask, weight, 0.0)
+
+
+class _MaskOptional(nn.Module):
+    """A dense checkpoint knows no masks: loading one keeps those that are there."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in (MASK, "mask"):
+            own = self._buffers.get(name)
+            if own is not None:
+                state_dict.setdefault(prefix + name, own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class MaskedLinear(_MaskOptional, nn.Linear):
+    """`nn.Linear` with a mask."""
+
+    weight_mask: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, keep(self.weight, self.weight_mask), self.bias)
+
+
+class _MaskedConvolution(_MaskOptional):
+    """What the masked convolutions share: `_conv_forward` takes its weight as an argument."""
+
+    weight: Any
+    weight_mask: Any
+    bias: Any
+    _conv_forward: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, keep(self.weight, self.weight_mask), self.bias)
+
+
+class MaskedConv1d(_MaskedConvolution, nn.Conv1d):
+    """`nn.Conv1d` with a mask."""
+
+
+class MaskedConv2d(_MaskedConvolution, nn.Conv2d):
+    """`nn.Conv2d` with a mask."""
+
+
+class MaskedConv3d(_MaskedConvolution, nn.Conv3d):
+    """`nn.Conv3d` with a mask."""
+
+
+class _MaskedTransposed(_MaskOptional):
+    """What the masked transposed convolutions share, one for each number of dimensions."""
+
+    weight: Any
+    weight_mask: Any
+    bias: Any
+    kernel_size: Any
+    _convolve: Any
+    _output_padding: Any
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        extra = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size,
+            len(self.kernel_size), self.dilation,
+        )  # fmt: skip
+        return type(self)._convolve(
+            input, keep(self.weight, self.weight_mask), self.bias, self.stride, self.padding,
+            extra, self.groups, self.dilation,
+        )  # fmt: skip
+
+
+class MaskedConvTranspose1d(_MaskedTransposed, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` with a mask."""
+
+    _convolve = staticmethod(functional.conv_transpose1d)
+
+
+class MaskedConvTranspose2d(_MaskedTransposed, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` with a mask."""
+
+    _convolve = staticmethod(functional.conv_transpose2d)
+
+
+class MaskedConvTranspose3d(_MaskedTransposed, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` with a mask."""
+
+    _convolve = staticmethod(functional.conv_transpose3d)
+
+
+class MaskedWeight(_MaskOptional):
+    """The kept part of a weight that a function uses directly: a node between the two."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return keep(weight, self.mask)
+
+
+MASKED_CLASS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: MaskedLinear,
+    nn.Conv1d: MaskedConv1d,
+    nn.Conv2d: MaskedConv2d,
+    nn.Conv3d: MaskedConv3d,
+    nn.ConvTranspose1d: MaskedConvTranspose1d,
+    nn.ConvTranspose2d: MaskedConvTranspose2d,
+    nn.ConvTranspose3d: MaskedConvTranspose3d,
+}
+PLAIN_CLASS = {masked: plain for plain, masked in MASKED_CLASS.items()}

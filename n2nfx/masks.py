@@ -1,0 +1,210 @@
+"""Masks as data: which weights are kept, chosen exactly and the same on every machine.
+
+Pruning has three parts that know nothing of each other: a *ranking* orders the weights of a
+layer, an *allocation* (`n2nfx.budget`) says how many each layer keeps, and `select` keeps exactly
+that many. A smaller budget keeps a subset of a larger one's weights, so a network is rebalanced
+by asking the same ranking for fewer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from n2nfx.budget import Allocation, Sized, allocate, bounds
+from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.seeds import derive
+
+
+class Masks(Mapping[str, Tensor]):
+    """An immutable mapping of weight names to bool tensors, True where the weight is kept."""
+
+    def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
+        self._masks = dict(masks or {})
+        for name, mask in self._masks.items():
+            if mask.dtype != torch.bool:
+                raise UsageError(f"the mask of {name} must be a bool tensor, not {mask.dtype}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} weights, nnz={self.nnz})"
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """Kept weights by name, counted on mask bits."""
+        return {name: int(torch.count_nonzero(mask)) for name, mask in self._masks.items()}
+
+    @property
+    def nnz(self) -> int:
+        """Kept weights of all masks together."""
+        return sum(self.counts.values())
+
+
+class Ranked(Sized, Protocol):
+    """A layer as a ranking sees it: `Sized`, and the name of its weight."""
+
+    @property
+    def weight(self) -> str: ...
+
+
+class Ranking(Protocol):
+    """Orders a layer's weights from the most to the least worth keeping."""
+
+    def best(self, layer: Ranked, count: int) -> Tensor:
+        """The mask, flat, of the `count` best weights of a layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomRanking:
+    """A random order of every layer's weights, keyed by (seed, weight name); nothing is stored."""
+
+    seed: int
+
+    def best(self, layer: Ranked, count: int) -> Tensor:
+        return torch.from_numpy(
+            permuted_prefix(layer.size, count, derive(self.seed, "mask", layer.weight))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRanking:
+    """An order by score: one real number for every weight, higher is kept first."""
+
+    scores: Mapping[str, Tensor]
+
+    def best(self, layer: Ranked, count: int) -> Tensor:
+        return top_k(self.scores[layer.weight].reshape(-1), count)
+
+
+def select(layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, total: int) -> Masks:
+    """Masks that keep exactly `total` weights of the layers.
+
+    Nested: for the same ranking and allocation, a smaller total keeps a subset.
+    """
+    if allocation.method == "global":
+        return _select_globally(layers, ranking, allocation, total)
+    counts = allocate(layers, total, allocation)
+    return Masks(
+        {
+            layer.weight: ranking.best(layer, count).reshape(layer.weight_shape)
+            for layer, count in zip(layers, counts, strict=True)
+        }
+    )
+
+
+def _select_globally(
+    layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, total: int
+) -> Masks:
+    """One ranking over all layers, after each layer's floor: its own best are kept whatever."""
+    if not isinstance(ranking, ScoreRanking):
+        raise CannotOperate(
+            "a global allocation compares scores across layers, and a random order has none; "
+            "allocate by uniform, er or erk"
+        )
+    scores = [ranking.scores[layer.weight].reshape(-1).double() for layer in layers]
+    floors = bounds(layers, total, allocation)
+    floored = [
+        score.masked_fill(ranking.best(layer, floor), torch.inf)
+        for layer, score, floor in zip(layers, scores, floors, strict=True)
+    ]
+    kept = top_k(torch.cat(floored), total).split([layer.size for layer in layers])
+    return Masks(
+        {
+            layer.weight: mask.reshape(layer.weight_shape).clone()
+            for layer, mask in zip(layers, kept, strict=True)
+        }
+    )
+
+
+def top_k(scores: Tensor, count: int) -> Tensor:
+    """The mask of exactly `count` highest of flat `scores`; among equals the lower index wins.
+
+    Raises `UsageError` for a count out of range and `CannotOperate` for scores that are NaN.
+    """
+    size = scores.numel()
+    if not 0 <= count <= size:
+        raise UsageError(f"cannot keep {count} of {size} weights")
+    if torch.isnan(scores).any():
+        raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
+    if count in (0, size):
+        return torch.full((size,), count == size, dtype=torch.bool)
+    threshold = np.partition(scores.detach().cpu().numpy(), size - count)[size - count]
+    kept = (scores > float(threshold)).cpu()
+    ties = (scores == float(threshold)).cpu().nonzero().reshape(-1)
+    kept[ties[: count - int(torch.count_nonzero(kept))]] = True
+    return kept
+
+
+def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
+    """The mask of the first `count` of `size` indices under the permutation that `key` names.
+
+    The permutation is computed index by index, so a short prefix costs no more than its length,
+    and only integers are involved, so that it is the same on every machine.
+    """
+    if not 0 <= count <= size:
+        raise UsageError(f"cannot keep {count} of {size} weights")
+    kept = np.full(size, 2 * count > size)
+    if 2 * count > size:
+        kept[_permute(np.arange(count, size, dtype=np.uint64), size, key)] = False
+    else:
+        kept[_permute(np.arange(count, dtype=np.uint64), size, key)] = True
+    return kept
+
+
+# Four rounds make a Feistel network of random functions pseudorandom (Luby and Rackoff 1988).
+_ROUNDS = 6
+
+
+def _permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Where a keyed permutation of range(size) sends the positions.
+
+    A Feistel network permutes the next power of two; what falls outside range(size) walks on
+    along its cycle until it is inside (fewer than two steps on average).
+    """
+    bits = max((size - 1).bit_length(), 2)
+    where = _feistel(positions, bits, key)
+    outside = np.flatnonzero(where >= size)
+    while outside.size:
+        where[outside] = _feistel(where[outside], bits, key)
+        outside = outside[where[outside] >= size]
+    return where
+
+
+def _feistel(values: np.ndarray, bits: int, key: int) -> np.ndarray:
+    """A keyed permutation of the numbers of that many bits: each half in turn mixes the other."""
+    low_bits = bits // 2
+    low_mask = np.uint32((1 << low_bits) - 1)
+    high_mask = np.uint32((1 << (bits - low_bits)) - 1)
+    low = values.astype(np.uint32) & low_mask
+    high = (values >> np.uint64(low_bits)).astype(np.uint32)
+    for turn in range(_ROUNDS):
+        round_key = np.uint32(derive(key, str(turn)) & 0xFFFFFFFF)
+        if turn % 2:
+            low ^= _scramble(high, round_key) & low_mask
+        else:
+            high ^= _scramble(low, round_key) & high_mask
+    return (high.astype(np.uint64) << np.uint64(low_bits)) | low
+
+
+def _scramble(values: np.ndarray, key: np.uint32) -> np.ndarray:
+    """A 32-bit integer hash (multiply and shift, wrapping), one pass of MurmurHash3's finalizer."""
+    mixed = values + key
+    mixed ^= mixed >> np.uint32(16)
+    mixed *= np.uint32(0x85EBCA6B)
+    mixed ^= mixed >> np.uint32(13)
+    mixed *= np.uint32(0xC2B2AE35)
+    mixed ^= mixed >> np.uint32(16)
+    return mixed

@@ -1,0 +1,251 @@
+"""The values that passes take and give: a network, its prunable layers, its masks and skips."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from n2nfx.budget import Allocation
+from n2nfx.errors import CannotOperate
+from n2nfx.masks import Masks, Ranking
+
+__all__ = ["CannotOperate", "InputSpec", "Layer", "Network", "Probe", "Row", "Skip"]
+
+INPUT = "input"  # the name of l = 0, the network's input, as the source of a skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight of the reference network: names and integers, no tensors, no nodes.
+
+    `name` is the module's path, or the parameter's name where a function uses it directly;
+    `weight` is the parameter's name. `reads` and `writes` are activation shapes without the
+    batch, at the first call. `uses` is how often each weight is multiplied for one example, over
+    all calls, so that `size * uses` is the layer's number of multiply-adds.
+    """
+
+    name: str
+    kind: Literal["conv", "linear"]
+    weight: str
+    weight_shape: tuple[int, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    uses: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return prod(self.weight_shape)
+
+    @property
+    def channels(self) -> int:
+        """Channels on the wider side."""
+        axis = 0 if self.kind == "conv" else -1
+        return max(self.reads[axis], self.writes[axis])
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One branch from the output activation of `source` to the pre-activation of `target`.
+
+    `name` is the branch's module path (its weight is `name + ".weight"`), `source` and `target`
+    are layer names (source "input" is the network's input), `hop` the number of layers bypassed,
+    `places` the spatial size at the target.
+    `pool` is the spatial size the source is averaged to before the branch, or None. `inner` says
+    whether the target's nonlinearity is applied to the branch too (Eq. 2). A residual skip
+    (`kind="identity"`, Eq. 1) adds the activation itself and has no weights.
+    """
+
+    name: str
+    kind: Literal["conv", "linear", "identity"]
+    source: str
+    target: str
+    hop: int
+    weight_shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    pool: tuple[int, ...] | None
+    at: Literal["norm", "activation"]
+    inner: bool
+    branch_norm: bool
+    nnz: int
+    places: tuple[int, ...]
+
+    @property
+    def weight(self) -> str:
+        """The name of the branch's weight."""
+        return f"{self.name}.weight"
+
+    @property
+    def uses(self) -> int:
+        """How often each weight is multiplied for one example."""
+        return prod(self.places)
+
+    @property
+    def size(self) -> int:
+        """Number of weights that the branch could hold."""
+        return prod(self.weight_shape) if self.kind != "identity" else 0
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor that the network is called with: its name, shape (batch included) and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself; `dtype` is its name, such as float32."""
+        return getattr(torch, self.dtype)
+
+
+class Row(NamedTuple):
+    """One line of the ledger: a layer or a skip, what it could keep, what it keeps, its uses."""
+
+    name: str
+    kind: str
+    weight: str
+    shape: tuple[int, ...]
+    size: int
+    kept: int
+    uses: int
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """What lies on the table: a traced module, its reference layers, and what is kept of them.
+
+    Without masks it is the reference network: every weight is kept. `scores` and `allocation`
+    are how the masks were chosen, so that a later pass can ask the same ranking for fewer.
+    `origin` says how the module can be built again.
+    """
+
+    module: fx.GraphModule
+    layers: tuple[Layer, ...]
+    inputs: tuple[InputSpec, ...]
+    masks: Masks = field(default_factory=Masks)
+    skips: tuple[Skip, ...] = ()
+    scores: Ranking | None = None
+    allocation: Allocation | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [*(layer.weight for layer in self.layers), *(skip.weight for skip in self.skips)]
+        unknown = sorted(set(self.masks) - set(names))
+        if unknown:
+            raise CannotOperate(f"masks for weights that are not prunable: {', '.join(unknown)}")
+        for name, shape in self._shapes().items():
+            if name in self.masks and tuple(self.masks[name].shape) != shape:
+                raise CannotOperate(
+                    f"the mask of {name} has shape {tuple(self.masks[name].shape)}, "
+                    f"its weight {shape}"
+                )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        prunable = [*self.layers, *(skip for skip in self.skips if skip.kind != "identity")]
+        return {item.weight: item.weight_shape for item in prunable}
+
+    @property
+    def size(self) -> int:
+        """N: the number of prunable weights of the reference network."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def nnz(self) -> int:
+        """Kept weights, those of the skips included, counted on mask bits."""
+        return sum(row.kept for row in self.ledger())
+
+    @property
+    def density(self) -> float:
+        """Kept weights over N."""
+        return self.nnz / self.size
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the kept weights for one example."""
+        return sum(row.kept * row.uses for row in self.ledger())
+
+    @property
+    def dense_flops(self) -> int:
+        """Multiply-adds of the reference network's prunable weights for one example."""
+        return sum(layer.size * layer.uses for layer in self.layers)
+
+    @property
+    def flop_density(self) -> float:
+        """Multiply-adds of kept weights over those of the reference network."""
+        return self.flops / self.dense_flops
+
+    def ledger(self) -> tuple[Row, ...]:
+        """One row for every layer, in order of execution, then one for every skip."""
+        counts = self.masks.counts
+        layers = (
+            Row(
+                layer.name,
+                layer.kind,
+                layer.weight,
+                layer.weight_shape,
+                layer.size,
+                counts.get(layer.weight, layer.size),
+                layer.uses,
+            )
+            for layer in self.layers
+        )
+        skips = (
+            Row(
+                f"{skip.source} -> {skip.target}",
+                f"skip {skip.kind}",
+                skip.weight,
+                skip.weight_shape,
+                skip.size,
+                skip.nnz,
+                skip.uses,
+            )
+            for skip in self.skips
+        )
+        return (*layers, *skips)
+
+    def text(self) -> str:
+        """The graph, one node a line: stable, readable, and the same for the same network."""
+        return "\n".join(_line(node) for node in self.module.graph.nodes) + "\n"
+
+
+def _line(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"{node.name} = input"
+    if node.op == "output":
+        return f"return {_argument(node.args[0])}"
+    arguments = [_argument(value) for value in node.args]
+    arguments += [f"{key}={_argument(value)}" for key, value in node.kwargs.items()]
+    return f"{node.name} = {_callee(node)}({', '.join(arguments)})"
+
+
+def _callee(node: fx.Node) -> str:
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", str(node.target))
+    prefix = {"call_module": "self.", "get_attr": "get self.", "call_method": "."}[node.op]
+    return f"{prefix}{node.target}"
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, fx.Node):
+        return value.name
+    if isinstance(value, tuple | list):
+        inner = ", ".join(_argument(item) for item in value)
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_argument(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Everything from outside that a pass may use: batches of (inputs, targets), a loss, a seed."""
+
+    seed: int = 0
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
+    loss: Callable[[Any, Tensor], Tensor] | None = None

@@ -1,0 +1,196 @@
+"""Passes in order over one network: copied once, checked after each, with a record of each."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from n2nfx.bind import bind, unbind, zero_masked
+from n2nfx.errors import N2nfxError, UsageError
+from n2nfx.network import Network, Probe
+from n2nfx.outcome import Outcome
+from n2nfx.plan import Step, graph_sha256
+from n2nfx.spec import to_text
+
+
+class Pass(Protocol):
+    """An operation on a network, as a value: a frozen dataclass whose fields are its arguments.
+
+    A pass gets a network whose module is the pipeline's own, to be edited in place, and gives the
+    network that it has become. `keeps` names the invariants that it promises: see `INVARIANTS`.
+    """
+
+    name: ClassVar[str]
+    keeps: ClassVar[frozenset[str]]
+
+    def __call__(self, network: Network, probe: Probe) -> Network: ...
+
+
+class BrokenInvariant(N2nfxError):
+    """A pass did not keep what it promised: a bug in the pass, told with the numbers."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is compared of a network before and after a pass, since passes edit in place."""
+
+    kept: Mapping[str, int]
+    skips: frozenset[str]
+    text: str
+    outputs: tuple[tuple[int, ...], ...]
+    nodes: int
+
+    @property
+    def nnz(self) -> int:
+        return sum(self.kept.values())
+
+
+def _facts(network: Network) -> Facts:
+    return Facts(
+        kept={row.weight: row.kept for row in network.ledger() if row.size},
+        skips=frozenset(skip.name for skip in network.skips),
+        text=network.text(),
+        outputs=output_shapes(network),
+        nodes=len(network.module.graph.nodes),
+    )
+
+
+def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
+    """Shapes of all output tensors for two examples, from a run without data."""
+    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
+    without_data = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    inputs = tuple(
+        torch.empty((2, *spec.shape[1:]), dtype=spec.torch_dtype, device="meta")
+        for spec in network.inputs
+    )
+    with torch.no_grad():
+        result = torch.func.functional_call(network.module, without_data, inputs)
+    leaves = pytree.tree_leaves(result)
+    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _keeps_nnz(before: Facts, after: Facts) -> str | None:
+    if before.nnz == after.nnz:
+        return None
+    changes = {
+        name: after.kept.get(name, 0) - before.kept.get(name, 0)
+        for name in {*before.kept, *after.kept}
+    }
+    most = max(changes, key=lambda name: (abs(changes[name]), name))
+    return f"{before.nnz} before, {after.nnz} after ({after.nnz - before.nnz:+d}; most in {most})"
+
+
+def _keeps_outputs(before: Facts, after: Facts) -> str | None:
+    if before.outputs == after.outputs:
+        return None
+    return f"shapes {before.outputs} before, {after.outputs} after"
+
+
+def _keeps_graph(before: Facts, after: Facts) -> str | None:
+    if before.skips != after.skips or before.text == after.text:
+        return None
+    return f"{before.nodes} nodes before, {after.nodes} after, and no skip was added"
+
+
+INVARIANTS: Mapping[str, Callable[[Facts, Facts], str | None]] = {
+    "nnz": _keeps_nnz,  # the number of kept weights
+    "outputs": _keeps_outputs,  # the shapes of the network's outputs
+    "graph": _keeps_graph,  # the graph, but for the skips that the pass says it added
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes to apply in order. Calling it with a network gives an `Outcome`."""
+
+    passes: Sequence[Pass]
+
+    def __call__(self, network: Network, probe: Probe | None = None, *, seed: int = 0) -> Outcome:
+        """Apply the passes to a copy of the network and let its masks act.
+
+        `probe` is what scored passes see of the world; without one, only the seed. Raises
+        `CannotOperate` when a pass cannot do its job here, `BrokenInvariant` when one broke its
+        promise.
+        """
+        probe = probe or Probe(seed=seed)
+        for operation in self.passes:
+            _require_known_invariants(operation)
+        current = _own(network)
+        record = []
+        before = _facts(current)
+        for operation in self.passes:
+            start = time.perf_counter()
+            known = current.skips
+            current = operation(current, probe)
+            seconds = time.perf_counter() - start
+            after = _verified(operation, before, current)
+            record.append(
+                Step(
+                    spec=to_text(operation),
+                    nnz=(before.nnz, after.nnz),
+                    nodes=(before.nodes, after.nodes),
+                    seconds=seconds,
+                    keeps=tuple(sorted(operation.keeps)),
+                    skips=tuple(skip for skip in current.skips if skip not in known),
+                )
+            )
+            before = after
+        return finish(current, record, probe.seed)
+
+
+def finish(network: Network, record: Sequence[Step], seed: int) -> Outcome:
+    """Let a network's masks act: masked weights are zero, and stay without effect."""
+    graph = graph_sha256(network)
+    zero_masked(network.module, network.masks)
+    bind(network)
+    return Outcome(network, tuple(record), seed, graph)
+
+
+def _own(network: Network) -> Network:
+    """The network with a module of the pipeline's own, its masks not at work."""
+    module = copy.deepcopy(network.module)
+    unbind(module)
+    return replace(network, module=module)
+
+
+def _require_known_invariants(operation: Pass) -> None:
+    unknown = operation.keeps - set(INVARIANTS)
+    if unknown:
+        raise UsageError(
+            f"{operation.name} promises {', '.join(sorted(unknown))}; "
+            f"what can be promised is {', '.join(INVARIANTS)}"
+        )
+
+
+def _verified(operation: Pass, before: Facts, network: Network) -> Facts:
+    """The facts after a pass; raises `BrokenInvariant` where they are not as promised."""
+    network.module.graph.lint()
+    network.module.recompile()
+    try:
+        after = _facts(network)
+    except Exception as error:
+        raise BrokenInvariant(
+            f"{operation.name} left a network that cannot run: {error}"
+        ) from error
+    for name in sorted(operation.keeps):
+        broken = INVARIANTS[name](before, after)
+        if broken:
+            raise BrokenInvariant(f"{operation.name} promised to keep {name}: {broken}")
+    for skip in network.skips:
+        kept = network.masks.counts.get(skip.weight, skip.size)
+        if kept != skip.nnz:
+            raise BrokenInvariant(
+                f"{operation.name} gives {skip.name} {skip.nnz} weights; its mask keeps {kept}"
+            )
+    for item in (*network.layers, *(skip for skip in network.skips if skip.size)):
+        shape = tuple(network.module.get_parameter(item.weight).shape)
+        if shape != item.weight_shape:
+            raise BrokenInvariant(
+                f"{operation.name} left {item.weight} with shape {shape}, not {item.weight_shape}"
+            )
+    return after

@@ -1,0 +1,95 @@
+"""What plan.json says: how a network was made, so that it can be made again and checked."""
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from n2nfx.network import InputSpec, Layer, Network, Skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a record: what a pass did.
+
+    spec: the pass as text. nnz, nodes: kept weights and graph nodes, before and after. seconds:
+    wall time. keeps: the invariants that the pass promised, and kept. skips: those it added.
+    """
+
+    spec: str
+    nnz: tuple[int, int]
+    nodes: tuple[int, int]
+    seconds: float
+    keeps: tuple[str, ...]
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Exact counts of a whole network: weights, and multiply-adds for one example."""
+
+    reference: int
+    kept: int
+    sequential: int
+    skip: int
+    multiply_adds: int
+    reference_multiply_adds: int
+
+
+class Plan(BaseModel):
+    """Everything about an outcome but its tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    origin: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    inputs: tuple[InputSpec, ...]
+    layers: tuple[Layer, ...]
+    kept: dict[str, int]
+    counts: Counts
+    steps: tuple[Step, ...]
+    graph_sha256: str
+
+
+def make_plan(network: Network, steps: Sequence[Step], seed: int, graph: str) -> Plan:
+    """The plan of a network that the steps made; `graph` is its graph's hash, masks unbound."""
+    return Plan(
+        origin=dict(network.origin),
+        seed=seed,
+        versions=versions(),
+        inputs=network.inputs,
+        layers=network.layers,
+        kept={row.weight: row.kept for row in network.ledger() if row.size},
+        counts=count(network),
+        steps=tuple(steps),
+        graph_sha256=graph,
+    )
+
+
+def count(network: Network) -> Counts:
+    """The network's counts."""
+    sequential = sum(row.kept for row in network.ledger()[: len(network.layers)])
+    return Counts(
+        reference=network.size,
+        kept=network.nnz,
+        sequential=sequential,
+        skip=network.nnz - sequential,
+        multiply_adds=network.flops,
+        reference_multiply_adds=network.dense_flops,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {name: version(name) for name in ("n2nfx", "torch", "torchvision", "timm", "numpy")}
+    return {"python": platform.python_version(), **found}
+
+
+def graph_sha256(network: Network) -> str:
+    """The name of a network's graph: the hash of its text."""
+    return hashlib.sha256(network.text().encode()).hexdigest()

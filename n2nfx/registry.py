@@ -1,0 +1,28 @@
+"""The list of passes: those of the library, and those that other packages bring."""
+
+import warnings
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+import n2nfx.passes
+
+GROUP = "n2nfx.passes"  # the entry point group for passes of other packages
+
+
+def passes() -> MappingProxyType[str, type]:
+    """Every pass class by its name.
+
+    A package that cannot be imported, or whose name is taken, is a warning and nothing else.
+    """
+    known: dict[str, type] = {}
+    for name in n2nfx.passes.__all__:
+        cls = getattr(n2nfx.passes, name)
+        known[cls.name] = cls
+    for point in entry_points(group=GROUP):
+        try:
+            cls = point.load()
+        except Exception as error:
+            warnings.warn(f"the pass {point.name} ({point.value}) failed: {error}", stacklevel=2)
+            continue
+        known.setdefault(cls.name, cls)
+    return MappingProxyType(known)

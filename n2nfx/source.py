@@ -1,0 +1,45 @@
+"""A reference network from a model's name or from a module, and how to find it again."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from n2nfx import models
+from n2nfx.errors import UsageError
+from n2nfx.network import Network
+from n2nfx.tracing import record, trace
+from n2nfx.tracing.trace import Example
+
+
+def network_of(
+    model: str | nn.Module,
+    *,
+    example: Example | None = None,
+    seed: int = 0,
+    num_classes: int | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Network:
+    """The reference network of a named model or of a module, its origin written down.
+
+    Raises `UsageError` where a module comes without the example input that it needs.
+    """
+    if isinstance(model, str):
+        return from_model(
+            models.build(model, seed=seed, num_classes=num_classes, input_shape=input_shape),
+            example,
+            {"seed": seed, "num_classes": num_classes, "input_shape": input_shape},
+        )
+    if example is None:
+        raise UsageError("a module needs an example input: example=torch.randn(1, 3, 224, 224)")
+    origin = {"name": None, "class": f"{type(model).__module__}.{type(model).__qualname__}"}
+    return replace(trace(model, example), origin=origin)
+
+
+def from_model(
+    built: models.Model, example: Example | None, arguments: Mapping[str, Any]
+) -> Network:
+    """The reference network of a model that was just built, which nobody else holds."""
+    network = record(built.module, built.example if example is None else example)
+    return replace(network, origin={"name": built.name, **arguments})

@@ -1,0 +1,209 @@
+"""Edits the fx graph of a network: branches in, and what that needs before.
+
+Everything here works on the network's own module, in place; the pipeline has copied it before.
+"""
+
+import operator
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from n2nfx.errors import CannotOperate
+from n2nfx.network import Network, Skip
+from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
+from n2nfx.tracing.tape import Spec
+from n2nfx.wiring import Site, Sites, entry_of
+
+_CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_AVERAGE = {
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
+
+
+def prepare(network: Network) -> None:
+    """Split every norm with its nonlinearity inside in two, so that what lies between is a node.
+
+    The norm keeps its weights and names, and what it computes does not change. A nonlinearity
+    with weights of its own stays inside, or its names in the state dict would change.
+    """
+    module = network.module
+    calls = [node for node in module.graph.nodes if node.op == "call_module"]
+    fused: dict[str, list[fx.Node]] = {}
+    for node in calls:
+        if kind_of(module, node) == "fused":
+            fused.setdefault(str(node.target), []).append(node)
+    for path, nodes in fused.items():
+        norm = module.get_submodule(path)
+        inner = norm.act
+        assert isinstance(inner, nn.Module)
+        if any(True for _ in inner.parameters()):
+            continue
+        norm.act = nn.Identity()
+        name = f"{path.replace('.', '_')}_act"
+        module.add_module(name, inner)
+        for node in nodes:
+            _follow(module.graph, node, name)
+    module.recompile()
+
+
+def _follow(graph: fx.Graph, node: fx.Node, name: str) -> None:
+    """Let a module be called on a node's value, and everyone read that instead."""
+    with graph.inserting_after(node):
+        after = graph.call_module(name, (node,))
+    after.meta.update(node.meta)
+    node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+
+
+def splice(network: Network, skips: Sequence[Skip]) -> None:
+    """Add the branches to the network's graph and module, their weights zero.
+
+    A branch whose weights are zero changes nothing, to the last bit. Raises `CannotOperate` when
+    a skip does not fit this graph.
+    """
+    prepare(network)
+    sites = Sites(network.module, network.layers)
+    ends = [(skip, _end(sites, skip.source), _end(sites, skip.target)) for skip in skips]
+    surgeon = _Surgeon(network.module)
+    for skip, source, target in ends:
+        surgeon.join(skip, source, target)
+    network.module.graph.lint()
+    network.module.recompile()
+
+
+def _end(sites: Sites, name: str) -> Site:
+    if name not in sites.calls:
+        raise CannotOperate(f"a skip ends at {name}, which is no layer of this network")
+    return sites.by_name(name)
+
+
+class _Surgeon:
+    """Adds branches one by one, and knows what became of the values they were added to."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.graph = module.graph
+        self._sums: dict[fx.Node, fx.Node] = {}
+
+    def join(self, skip: Skip, source: Site, target: Site) -> None:
+        """Add one branch: its modules, its nodes, and the sum at its target."""
+        read, into = source.activation, entry_of(target, skip.at)
+        read, entry = self._sums.get(read, read), self._sums.get(into, into)
+        self._protect(read)
+        self._add_modules(skip)
+        with self.graph.inserting_before(entry.next):
+            value = self._adapt(skip, read, entry)
+            if skip.kind != "identity":
+                value = self._call_module(skip.name, value, entry)
+            if skip.branch_norm:
+                value = self._call_module(norm_name(skip), value, entry)
+            if skip.inner and target.nonlinearity is not None:
+                value = self._repeat(target.nonlinearity, value)
+            total = self._call(operator.add, (entry, value), entry.meta["spec"])
+        entry.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        self._sums[into] = total
+
+    def _protect(self, read: fx.Node) -> None:
+        """A branch reads an activation late: those who would change it in place until then do not.
+
+        What they write is a new tensor then, and whoever read the changed one reads that already.
+        """
+        for user in list(read.users):
+            changes = is_in_place(self.module, user) and user.args and user.args[0] is read
+            if changes and not make_out_of_place(self.module, user):
+                raise CannotOperate(f"{user.name} changes {read.name} in place for good")
+
+    def _add_modules(self, skip: Skip) -> None:
+        like = next(self.module.parameters())
+        made = {skip.name: branch(skip)} if skip.kind != "identity" else {}
+        if skip.branch_norm:
+            made[norm_name(skip)] = _BATCH_NORM[len(skip.places)](skip.weight_shape[0])
+        for name, part in made.items():
+            part.to(device=like.device, dtype=like.dtype).train(self.module.training)
+            self.module.add_submodule(name, part)
+
+    def _adapt(self, skip: Skip, read: fx.Node, entry: fx.Node) -> fx.Node:
+        """The source's activation at the target's resolution, where a stride does not see to it.
+
+        A residual skip has no weights to change the channels either: it is cropped, or padded
+        with zeros.
+        """
+        value, places = read, _shape(entry)[2:]
+        if skip.pool is not None:
+            average = _AVERAGE[len(skip.pool)]
+            value = self._call(average, (value, skip.pool), _like(read, *skip.pool))
+        if skip.pool is not None and not places:
+            value = self._call(torch.flatten, (value, 1), _like(read))
+        more = _shape(entry)[1] - _shape(read)[1]
+        if skip.kind == "identity" and more:
+            pad = (*(0, 0) * len(places), 0, more)
+            value = self._call(functional.pad, (value, pad), entry.meta["spec"])
+        return value
+
+    def _call(self, function: Any, args: tuple[Any, ...], spec: Any) -> fx.Node:
+        node = self.graph.call_function(function, args)
+        node.meta.update(spec=spec, scope="")
+        return node
+
+    def _call_module(self, name: str, value: fx.Node, like: fx.Node) -> fx.Node:
+        node = self.graph.call_module(name, (value,))
+        node.meta.update(spec=like.meta["spec"], scope="")
+        return node
+
+    def _repeat(self, nonlinearity: fx.Node, value: fx.Node) -> fx.Node:
+        """The target's own nonlinearity on another value."""
+        node = self.graph.create_node(
+            nonlinearity.op,
+            nonlinearity.target,
+            (value, *nonlinearity.args[1:]),
+            dict(nonlinearity.kwargs),
+        )
+        node.meta.update(value.meta)
+        return node
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return node.meta["spec"][0].shape
+
+
+def _like(node: fx.Node, *places: int) -> tuple[Spec, Spec]:
+    """The specs of a node's value at other places."""
+    small, large = node.meta["spec"]
+    return (
+        Spec((*small.shape[:2], *places), small.dtype),
+        Spec((*large.shape[:2], *places), large.dtype),
+    )
+
+
+def norm_name(skip: Skip) -> str:
+    """The module path of a branch's norm."""
+    return f"{skip.name}_norm"
+
+
+def branch(skip: Skip) -> nn.Module:
+    """The convolution or linear layer of a branch, without bias, its weights zero."""
+    out, into, *kernel = skip.weight_shape
+    with torch.device("meta"):
+        if skip.kind == "linear":
+            made: nn.Module = nn.Linear(into, out, bias=False)
+        else:
+            made = _CONVOLUTION[len(kernel)](
+                into, out, tuple(kernel), skip.stride, skip.padding, bias=False
+            )
+    made.register_parameter("weight", nn.Parameter(torch.zeros(skip.weight_shape)))
+    return made
+
+
+def fill(network: Network, skip: Skip, mask: Tensor, values: Tensor) -> None:
+    """Set the kept weights of a branch, in the order of their indices."""
+    weight = network.module.get_parameter(skip.weight)
+    if values.numel() != int(torch.count_nonzero(mask)) or mask.numel() != prod(skip.weight_shape):
+        raise CannotOperate(f"{values.numel()} values do not fill {skip.name}")
+    with torch.no_grad():
+        weight[mask.to(weight.device)] = values.to(weight)

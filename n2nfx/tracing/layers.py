@@ -1,0 +1,107 @@
+"""The prunable layers of a traced module, in order of execution."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from n2nfx.network import Layer
+from n2nfx.tracing.weights import is_weighted
+
+_CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+
+
+def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
+    """Every prunable weight once, however often and under how many names it is used."""
+    names = _first_names(module)
+    layers: dict[str, Layer] = {}
+    for node in module.graph.nodes:
+        found = layer_at(module, node, names)
+        if found is None:
+            continue
+        if found.weight in layers:
+            known = layers[found.weight]
+            layers[found.weight] = replace(known, uses=known.uses + found.uses)
+        else:
+            layers[found.weight] = found
+    return tuple(layers.values())
+
+
+def _first_names(module: nn.Module) -> dict[int, str]:
+    """The first name of every parameter: tied weights are one weight."""
+    return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def layer_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> Layer | None:
+    """The layer that a node calls, or None."""
+    used = _weight_at(module, node)
+    if used is None:
+        return None
+    name, weight, kind, transposed = used
+    reads, writes = _shape(node.all_input_nodes[0]), _shape(node)
+    places = (reads if transposed else writes)[1:] if kind == "conv" else writes[:-1]
+    return Layer(
+        name=name,
+        kind=kind,
+        weight=names[id(weight)],
+        weight_shape=tuple(weight.shape),
+        reads=reads,
+        writes=writes,
+        uses=prod(places),
+    )
+
+
+def _weight_at(
+    module: fx.GraphModule, node: fx.Node
+) -> tuple[str, nn.Parameter, Literal["conv", "linear"], bool] | None:
+    """Name, weight, kind and whether transposed, of the convolution or linear call of a node."""
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        if not is_weighted(called):
+            return None
+        kind = "linear" if isinstance(called, nn.Linear) else "conv"
+        weight = called.weight
+        assert isinstance(weight, nn.Parameter)
+        return str(node.target), weight, kind, bool(getattr(called, "transposed", False))
+    if node.op != "call_function":
+        return None
+    operand = weight_operand(node)
+    if operand is None or operand.op != "get_attr":
+        return None
+    weight = _attribute(module, str(operand.target))
+    if not isinstance(weight, nn.Parameter):
+        return None
+    kind = "linear" if node.target is functional.linear else "conv"
+    return str(operand.target), weight, kind, node.target in _TRANSPOSED
+
+
+def weight_operand(node: fx.Node) -> fx.Node | None:
+    """The node that a functional convolution or linear call takes its weight from, or None."""
+    if node.target not in (*_CONVOLUTIONS, *_TRANSPOSED, functional.linear):
+        return None
+    operand = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return operand if isinstance(operand, fx.Node) else None
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    prefix, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(prefix), name)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """A node's activation shape without the batch."""
+    return tuple(node.meta["spec"][0].shape[1:])
+
+
+def nodes_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:
+    """Every call of every layer, in order of execution."""
+    names = _first_names(module)
+    for node in module.graph.nodes:
+        layer = layer_at(module, node, names)
+        if layer is not None:
+            yield node, layer

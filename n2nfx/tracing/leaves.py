@@ -1,0 +1,39 @@
+"""Which modules stay one node of the graph, and which are traced through."""
+
+from torch import nn
+
+from n2nfx.tracing.weights import is_weighted
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.dropout._DropoutNd,
+)
+# Stochastic depth by another name: they draw in training only, so the two modes would differ.
+_DROPS = {"DropPath", "StochasticDepth", "DropBlock2d"}
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is recorded as one call.
+
+    torch's own modules and norms are, unless a weight would be hidden inside. A convolution or
+    linear layer whose forward is its own (a subclass, a parametrization) is traced through, so
+    that what it really convolves with is seen.
+    """
+    if isinstance(module, (*_CONTAINERS, nn.MultiheadAttention)):
+        return False
+    if is_weighted(module):
+        return True
+    if _is_convolution_or_linear(module):
+        return False
+    inside = [child for child in module.modules() if child is not module]
+    if any(_is_convolution_or_linear(child) for child in inside):
+        return False
+    stock = type(module).__module__.startswith("torch.nn.modules")
+    return stock or isinstance(module, _NORMS) or type(module).__name__ in _DROPS
+
+
+def _is_convolution_or_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.MultiheadAttention)

@@ -1,0 +1,68 @@
+"""The main job in one call: build, trace, prune, splice."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.network import Probe
+from n2nfx.outcome import Outcome
+from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.pipeline import Pass, Pipeline
+from n2nfx.source import network_of
+from n2nfx.tracing.trace import Example
+from n2nfx.wiring import Placement, Wiring
+
+PRUNERS: dict[str, Callable[..., Pass]] = {"random": RandomPruning}
+
+
+def transform(
+    model: str | nn.Module,
+    *,
+    density: float,
+    skip_ratio: float = 0.0,
+    pruner: str = "random",
+    seed: int = 0,
+    allocation: Literal["uniform", "er", "erk"] = "uniform",
+    floor: int | Literal["channels"] = "channels",
+    ends: Literal["pruned", "dense"] = "pruned",
+    hops: tuple[int, ...] = (3,),
+    placement: Placement = "every",
+    wiring: Wiring = "paper",
+    kernel: int | Literal["target"] = "target",
+    pattern: Literal["random", "identity"] = "random",
+    branch_norm: Literal["none", "batch"] = "none",
+    init: Literal["kaiming", "zero"] = "kaiming",
+    example: Example | None = None,
+    batch: tuple[Tensor, Tensor] | None = None,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    num_classes: int | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Outcome:
+    """Prune a model to `round(density * N)` weights and spend the share `skip_ratio` on skips.
+
+    `model` is a name ("resnet50", "timm:resnet50", "n2nfx:vgg19_cifar", "file.py:function") or a
+    module, which needs an `example` input and stays as it is. The pruning options are those of
+    the pruner's pass, the others those of `N2NSkip`. `batch` and `loss` are for pruners that look
+    at data. Raises `UsageError` for an argument that cannot be, `CannotOperate` for a job.
+    """
+    if pruner not in PRUNERS:
+        raise UsageError(
+            f"there is no pruner {pruner!r}{did_you_mean(pruner, PRUNERS)}; "
+            f"there is {', '.join(PRUNERS)}"
+        )
+    steps: list[Pass] = [
+        PRUNERS[pruner](density=density, allocation=allocation, floor=floor, ends=ends)
+    ]
+    skips = N2NSkip(
+        ratio=skip_ratio, hops=hops, placement=placement, wiring=wiring, kernel=kernel,
+        pattern=pattern, branch_norm=branch_norm, init=init,
+    )  # fmt: skip
+    if skip_ratio > 0:
+        steps.append(skips)
+    network = network_of(
+        model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
+    )
+    probe = Probe(seed=seed, batches=() if batch is None else (batch,), loss=loss)
+    return Pipeline(steps)(network, probe)

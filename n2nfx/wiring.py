@@ -1,0 +1,452 @@
+"""Every branch that could be spliced: for each hop the legal pairs of layers, and why not others.
+
+The layers form a graph: v follows u when some path leads from u to v with no other layer between.
+The hop of a pair is the *longest* path between its ends, counted in layers, so that residual
+identities do not make everything neighbours; gates (squeeze-excite) count for nothing. A branch
+leaves the output activation of its source and enters its target just before the nonlinearity.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal, get_args
+
+import torch
+from torch import fx
+
+from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.network import INPUT, Layer, Network, Skip
+from n2nfx.tracing.layers import nodes_of
+from n2nfx.tracing.ops import is_in_place, is_view, kind_of
+
+Wiring = Literal["paper", "linear", "joint"]
+Placement = Literal["every", "blocks", "stages"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A pair that cannot be joined, and why."""
+
+    source: str
+    target: str
+    hop: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """How branches are laid.
+
+    hops: numbers of layers that a branch bypasses. placement: `every` legal pair; `blocks`, end
+    to end without overlap; `stages`, one over each change of resolution. wiring: where a branch
+    enters: `paper` (Eq. 2: before the target's nonlinearity, through that nonlinearity itself),
+    `linear` (the same without it), `joint` (before the target's norm, without it). kernel: the
+    branch's spatial size, an odd number, or `target` for the target's own.
+    """
+
+    hops: tuple[int, ...] = (3,)
+    placement: Placement = "every"
+    wiring: Wiring = "paper"
+    kernel: int | Literal["target"] = "target"
+
+    def __post_init__(self) -> None:
+        if not self.hops or any(type(hop) is not int or hop < 1 for hop in self.hops):
+            raise UsageError(f"hops must be whole numbers from 1 on, not {self.hops}")
+        _check("placement", self.placement, get_args(Placement))
+        _check("wiring", self.wiring, get_args(Wiring))
+        if self.kernel != "target" and (type(self.kernel) is not int or self.kernel % 2 == 0):
+            raise UsageError(f"kernel must be 'target' or an odd whole number, not {self.kernel!r}")
+
+
+def _check(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(
+            f"{what} must be one of {', '.join(known)}, not {value!r}"
+            f"{did_you_mean(str(value), known)}"
+        )
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The candidate branches in order of their targets, nothing decided yet, and the refused."""
+
+    skips: tuple[Skip, ...]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def capacity(self) -> int:
+        """How many weights the branches could hold together."""
+        return sum(skip.size for skip in self.skips)
+
+
+def find_branches(network: Network, options: Options) -> Branches:
+    """Every branch that the options allow on a network, and every refused pair with its reason."""
+    sites = Sites(network.module, network.layers)
+    skips: list[Skip] = []
+    refused: list[Refusal] = []
+    taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
+    for source, target, hop in sites.pairs(options.hops):
+        found = _join(sites, source, target, hop, options)
+        if isinstance(found, Refusal):
+            refused.append(found)
+            continue
+        ends = (source.activation, entry_of(target, found.at))
+        if ends in taken:
+            refused.append(
+                Refusal(
+                    found.source,
+                    found.target,
+                    hop,
+                    f"the same branch as {taken[ends].source} -> {taken[ends].target}",
+                )
+            )
+            continue
+        taken[ends] = found
+        skips.append(found)
+    placed, misplaced = _place(skips, sites, options.placement)
+    return Branches(tuple(placed), (*refused, *misplaced))
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where one call of a layer lies in the graph.
+
+    `output` is the layer's own node, `before` the node just before the nonlinearity (after the
+    norm; in a residual block the sum), `nonlinearity` the node that applies it, or None,
+    `activation` the node that carries the output activation. The network's input is a site whose
+    nodes are all the same and whose layer is None.
+    """
+
+    layer: Layer | None
+    output: fx.Node
+    before: fx.Node
+    nonlinearity: fx.Node | None
+    activation: fx.Node
+    sealed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.layer.name if self.layer else INPUT
+
+
+def entry_of(site: Site, at: Literal["norm", "activation"]) -> fx.Node:
+    """The node that a branch is added to."""
+    return site.output if at == "norm" else site.before
+
+
+class Sites:
+    """All sites of a graph, the distances between them, and what each node's tensor looks like."""
+
+    def __init__(self, module: fx.GraphModule, layers: Sequence[Layer]) -> None:
+        self.module = module
+        self.position = {node: index for index, node in enumerate(module.graph.nodes)}
+        known = {layer.weight: layer for layer in layers}
+        calls = [
+            (node, known[layer.weight]) for node, layer in nodes_of(module) if layer.weight in known
+        ]
+        self.sites = [self._input(), *(self._site(layer, node) for node, layer in calls)]
+        self.calls: dict[str, int] = {}
+        for site in self.sites:
+            self.calls[site.name] = self.calls.get(site.name, 0) + 1
+        self._precedents = self._find_precedents()
+        self._gates = self._find_gates()
+        self._weights = [0 if gate else 1 for gate in self._gates]
+        self._weights[0] = 0
+
+    def by_name(self, name: str) -> Site:
+        """The (first) site of a layer, or of the input."""
+        return next(site for site in self.sites if site.name == name)
+
+    def _input(self) -> Site:
+        node = next(node for node in self.module.graph.nodes if node.op == "placeholder")
+        return Site(None, node, node, None, node)
+
+    def _site(self, layer: Layer, node: fx.Node) -> Site:
+        """Follow the layer's only reader until a nonlinearity, a fork, or anything else."""
+        at, added, normed = node, False, False
+        while True:
+            readers = [user for user in at.users if user.op != "output"]
+            if len(readers) != 1 or len(at.users) != 1:
+                break
+            reader = readers[0]
+            kind = kind_of(self.module, reader)
+            if kind == "activation":
+                return Site(layer, node, at, reader, reader)
+            if kind == "fused" and not added:
+                return Site(layer, node, node, reader, reader, sealed=True)
+            if kind == "norm" and not (normed or added):
+                normed = True
+            elif kind == "add":
+                added = True
+            elif kind != "passing":
+                break
+            at = reader
+        return Site(layer, node, at, None, at)
+
+    def _find_precedents(self) -> list[frozenset[int]]:
+        """For every site the sites just before it, no other layer between."""
+        index = {site.output: number for number, site in enumerate(self.sites)}
+        nearest: dict[fx.Node, frozenset[int]] = {}
+        precedents: list[frozenset[int]] = [frozenset()] * len(self.sites)
+        for node in self.module.graph.nodes:
+            before = [nearest[read] for read in node.all_input_nodes]
+            here = frozenset().union(*before) if len(before) != 1 else before[0]
+            if node in index:
+                precedents[index[node]] = here
+                here = frozenset({index[node]})
+            nearest[node] = here
+        return precedents
+
+    def _find_gates(self) -> list[bool]:
+        """Sites that write one place only while a later one writes many: squeeze-excite gates."""
+        places = [prod(_places(site)) if site.layer else 1 for site in self.sites]
+        followed = [False] * len(self.sites)
+        for number in reversed(range(1, len(self.sites))):
+            spread = followed[number] or places[number] > 1
+            for before in self._precedents[number]:
+                followed[before] = followed[before] or spread
+        return [
+            bool(site.layer) and places[number] == 1 and followed[number]
+            for number, site in enumerate(self.sites)
+        ]
+
+    def pairs(self, hops: Sequence[int]) -> Iterator[tuple[Site, Site, int]]:
+        """Every pair whose longest path is one of the hops, ordered by target, deepest source
+        first."""
+        wanted, found = set(hops), []
+        depth = self._distances(0, len(self.sites))
+        for source in range(len(self.sites)):
+            if self._gates[source]:
+                continue
+            for target, hop in self._distances(source, max(wanted)).items():
+                if hop in wanted and target != source and not self._gates[target]:
+                    found.append((target, -depth.get(source, 0), source, hop))
+        for target, _, source, hop in sorted(found):
+            yield self.sites[source], self.sites[target], hop
+
+    def _distances(self, source: int, furthest: int) -> dict[int, int]:
+        """Longest paths from a site; what lies beyond `furthest` is told only to be beyond."""
+        distance = {source: 0}
+        for target in range(source + 1, len(self.sites)):
+            reached = [distance[near] for near in self._precedents[target] if near in distance]
+            if reached:
+                distance[target] = min(max(reached) + self._weights[target], furthest + 1)
+        return distance
+
+
+def _places(site: Site) -> tuple[int, ...]:
+    """The spatial size (or token count) of a site's output activation."""
+    assert site.layer is not None
+    writes = site.layer.writes
+    return writes[1:] if site.layer.kind == "conv" else writes[:-1]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """An activation as a branch sees it: channels, places, and whether channels come last."""
+
+    channels: int
+    places: tuple[int, ...]
+    last: bool
+
+
+def _shape(node: fx.Node, last: bool) -> _Shape | None:
+    """None where the batch is not the first dimension."""
+    small, large = node.meta["spec"]
+    if small.shape[1:] != large.shape[1:] or (small.shape[0], large.shape[0]) != (2, 3):
+        return None
+    rest = small.shape[1:]
+    return _Shape(rest[-1], rest[:-1], last) if last else _Shape(rest[0], rest[1:], last)
+
+
+def _channels_last(site: Site) -> bool:
+    if site.layer is not None:
+        return site.layer.kind == "linear"
+    return len(site.output.meta["spec"][0].shape) == 2
+
+
+def _join(sites: Sites, source: Site, target: Site, hop: int, options: Options) -> Skip | Refusal:
+    """The branch from one site to another, or why there can be none."""
+    reason = _forbidden(sites, source, target, options)
+    if reason is None:
+        branch = _fit(source, target, options)
+        if not isinstance(branch, str):
+            return replace(branch, name=branch_name(source.name, target.name), hop=hop)
+        reason = branch
+    return Refusal(source.name, target.name, hop, reason)
+
+
+def branch_name(source: str, target: str) -> str:
+    """The module path of the branch between two layers."""
+    return f"skips.{source.replace('.', '_')}__{target.replace('.', '_')}"
+
+
+def _forbidden(sites: Sites, source: Site, target: Site, options: Options) -> str | None:
+    """What forbids a branch whatever its shape, or None."""
+    for end in (source, target):
+        if sites.calls[end.name] > 1:
+            return f"{end.name} is called {sites.calls[end.name]} times"
+    entry = entry_of(target, "norm" if options.wiring == "joint" else "activation")
+    if target.sealed and options.wiring != "joint":
+        return f"the norm of {target.name} has its nonlinearity inside, with weights of its own"
+    if sites.position[source.activation] >= sites.position[entry]:
+        return f"the output of {source.name} is not there yet when {target.name} needs it"
+    if not source.activation.meta["spec"][0].dtype.is_floating_point:
+        return f"{source.name} is not a floating-point tensor"
+    if options.wiring == "paper" and not _keeps_zero(sites.module, target.nonlinearity):
+        return (
+            f"the nonlinearity of {target.name} is not 0 at 0, so a branch without weights would "
+            "not be silent; wiring linear or joint would do"
+        )
+    return _changed_in_place(sites.module, source)
+
+
+def _keeps_zero(module: fx.GraphModule, nonlinearity: fx.Node | None) -> bool:
+    """Whether g(0) = 0, by trying it."""
+    if nonlinearity is None:
+        return True
+    shape = nonlinearity.meta["spec"][0].shape
+    one_place = torch.zeros(1, shape[1], *(1 for _ in shape[2:]))  # nonlinearities are pointwise
+    with torch.no_grad():
+        return not bool(apply(module, nonlinearity, one_place).any())
+
+
+def apply(module: fx.GraphModule, nonlinearity: fx.Node, value: torch.Tensor) -> torch.Tensor:
+    """What the nonlinearity at a node makes of a value."""
+    if nonlinearity.op == "call_module":
+        return module.get_submodule(str(nonlinearity.target))(value)
+    rest = nonlinearity.args[1:]
+    if nonlinearity.op == "call_method":
+        return getattr(value, str(nonlinearity.target))(*rest, **nonlinearity.kwargs)
+    assert callable(nonlinearity.target)
+    return nonlinearity.target(value, *rest, **nonlinearity.kwargs)
+
+
+def _changed_in_place(module: fx.GraphModule, source: Site) -> str | None:
+    """Why what a branch reads would be overwritten beyond repair, or None.
+
+    An in-place reader of the activation itself is made out of place when a branch is spliced.
+    Through a view that would change what others see.
+    """
+    views = [user for user in source.activation.users if is_view(module, user)]
+    changed = any(is_in_place(module, user) for user in source.activation.users)
+    if views and changed:
+        return f"the output of {source.name} is changed in place and seen through a view"
+    while views:
+        view = views.pop()
+        for user in view.users:
+            if is_in_place(module, user) and user.args[0] is view:
+                return f"the output of {source.name} is changed in place through {view.name}"
+            if is_view(module, user):
+                views.append(user)
+    return None
+
+
+def _fit(source: Site, target: Site, options: Options) -> Skip | str:
+    """The branch whose shapes meet exactly, or why none does."""
+    reads = _shape(source.activation, _channels_last(source))
+    at: Literal["norm", "activation"] = "norm" if options.wiring == "joint" else "activation"
+    writes = _shape(entry_of(target, at), _channels_last(target))
+    if reads is None or writes is None:
+        return "the batch is folded into other dimensions"
+    assert target.layer is not None
+    inner = options.wiring == "paper" and target.nonlinearity is not None
+    blank = Skip(
+        name="", kind="linear", source=source.name, target=target.name, hop=0,
+        weight_shape=(writes.channels, reads.channels), stride=(), padding=(), pool=None,
+        at=at, inner=inner, branch_norm=False, nnz=0, places=writes.places,
+    )  # fmt: skip
+    if not writes.places:
+        if reads.last and reads.places:
+            return "tokens cannot be pooled to a vector yet"
+        return replace(blank, pool=tuple(1 for _ in reads.places) or None)
+    if reads.last and writes.last and reads.places == writes.places:
+        return blank
+    if reads.last or writes.last or len(reads.places) != len(writes.places):
+        return f"a {_describe(reads)} cannot be laid onto a {_describe(writes)}"
+    if any(read < write for read, write in zip(reads.places, writes.places, strict=True)):
+        return f"the target is larger: {_size(reads.places)} to {_size(writes.places)}"
+    return _fit_convolution(blank, target.layer, reads, writes, options)
+
+
+def _fit_convolution(
+    blank: Skip, target: Layer, reads: _Shape, writes: _Shape, options: Options
+) -> Skip:
+    """Strided where the sizes divide, else averaged to the target's size first."""
+    own = target.weight_shape[2:] if target.kind == "conv" else (1,) * len(writes.places)
+    wanted = own if options.kernel == "target" else (options.kernel,) * len(writes.places)
+    divides = all(
+        read % write == 0 for read, write in zip(reads.places, writes.places, strict=True)
+    )
+    places = reads.places if divides else writes.places
+    stride = tuple(read // write for read, write in zip(places, writes.places, strict=True))
+    fitted = [
+        _fit_kernel(*sizes) for sizes in zip(wanted, stride, places, writes.places, strict=True)
+    ]
+    kernel = tuple(size for size, _ in fitted)
+    return replace(
+        blank,
+        kind="conv",
+        weight_shape=(writes.channels, reads.channels, *kernel),
+        stride=stride,
+        padding=tuple(padding for _, padding in fitted),
+        pool=None if divides else writes.places,
+    )
+
+
+def _fit_kernel(kernel: int, stride: int, read: int, write: int) -> tuple[int, int]:
+    """Kernel and padding with which `read` places become exactly `write` (= read / stride).
+
+    An odd kernel with its natural padding always does; an even one may need to be one smaller.
+    """
+    for padding in sorted(range(kernel), key=lambda padding: abs(2 * padding - kernel + 1)):
+        if (read + 2 * padding - kernel) // stride + 1 == write:
+            return kernel, padding
+    return kernel - 1, (kernel - 1) // 2
+
+
+def _describe(shape: _Shape) -> str:
+    if not shape.places:
+        return f"vector of {shape.channels}"
+    order = "channels last" if shape.last else "channels first"
+    return f"{_size(shape.places)} map of {shape.channels} channels ({order})"
+
+
+def _size(places: Sequence[int]) -> str:
+    return "x".join(map(str, places))
+
+
+def _place(
+    skips: list[Skip], sites: Sites, placement: Placement
+) -> tuple[list[Skip], list[Refusal]]:
+    """The branches that a placement takes, and the others with the reason."""
+    if placement == "every":
+        return skips, []
+    order = {site.name: number for number, site in enumerate(sites.sites)}
+    taken = _end_to_end(skips, order) if placement == "blocks" else _over_stages(skips, sites)
+    names = {skip.name for skip in taken}
+    left = [
+        Refusal(skip.source, skip.target, skip.hop, f"placement {placement} takes another")
+        for skip in skips
+        if skip.name not in names
+    ]
+    return taken, left
+
+
+def _end_to_end(skips: list[Skip], order: dict[str, int]) -> list[Skip]:
+    """Each branch starts at or after the end of the one before."""
+    taken: list[Skip] = []
+    for skip in sorted(skips, key=lambda skip: (order[skip.target], -order[skip.source])):
+        if not taken or order[skip.source] >= order[taken[-1].target]:
+            taken.append(skip)
+    return taken
+
+
+def _over_stages(skips: list[Skip], sites: Sites) -> list[Skip]:
+    """The first branch onto each resolution from a larger one."""
+    taken: dict[int, Skip] = {}
+    for skip in skips:
+        if prod(skip.stride) > 1 or skip.pool is not None:
+            taken.setdefault(prod(_places(sites.by_name(skip.target))), skip)
+    return list(taken.values())

@@ -1,0 +1,97 @@
+"""The networks of the N2NSkip paper that no public zoo has, with the shape of one input of each."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+
+from torch import nn
+
+# The widths of VGG19's sixteen convolutions; each group is followed by one 2x2 max-pool.
+_VGG19_GROUPS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+_MLP_WIDTHS = (3072, 512, 256, 128, 64)
+
+
+def vgg19_cifar(num_classes: int = 10) -> nn.Module:
+    """VGG19 with batch norm in its CIFAR form: sixteen convolutions and one linear layer.
+
+    Takes (batch, 3, 32, 32), gives (batch, num_classes). The convolutions have no bias, because
+    the batch norm behind each would subtract it again (as in the CIFAR VGGs of the pruning
+    literature). Initialization is that of torchvision's VGG: He et al. 2015, fan out.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for group in _VGG19_GROUPS:
+        for width in group:
+            layers += [
+                nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    network = nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*layers),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(channels, num_classes),
+        )
+    )
+    for module in network.modules():
+        _init_like_vgg(module)
+    return network
+
+
+def resnet50_cifar(num_classes: int = 10) -> nn.Module:
+    """torchvision's ResNet50 in its CIFAR form: a 3x3 stem with stride 1, and no max-pool.
+
+    Takes (batch, 3, 32, 32), gives (batch, num_classes).
+    """
+    from torchvision.models import resnet50
+
+    network = resnet50(weights=None, num_classes=num_classes)
+    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    _init_conv(network.conv1)
+    network.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    return network
+
+
+def mlp() -> nn.Module:
+    """The MLP of the paper's Fig. 3: five layers of neurons, four weights, no biases.
+
+    Takes (batch, 3072), gives (batch, 64); the last layer has no ReLU behind it.
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(_MLP_WIDTHS):
+        layers += [nn.Linear(width_in, width_out, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _init_like_vgg(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        _init_conv(module)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, mean=0.0, std=0.01)
+        nn.init.zeros_(module.bias)
+
+
+def _init_conv(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of this zoo: its builder, and the shape of one input without the batch."""
+
+    builder: Callable[..., nn.Module]
+    input_shape: tuple[int, ...]
+
+
+NETWORKS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "mlp": Entry(mlp, (3072,)),
+        "resnet50_cifar": Entry(resnet50_cifar, (3, 32, 32)),
+        "vgg19_cifar": Entry(vgg19_cifar, (3, 32, 32)),
+    }
+)

@@ -1,0 +1,165 @@
+"""N2NSkip (Subramaniam & Sharma, BMVC 2020): sparse learnable skips inside the same budget."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from n2nfx.budget import Allocation, apportion, split
+from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.masks import Masks, RandomRanking, permuted_prefix, select
+from n2nfx.network import Network, Probe, Skip
+from n2nfx.seeds import derive, generator
+from n2nfx.splice import fill, prepare, splice
+from n2nfx.wiring import Branches, Options, Placement, Wiring, find_branches
+
+
+@dataclass(frozen=True)
+class N2NSkip:
+    """Spend `round(ratio * nnz)` of the network's weights on skip branches, and the rest as before.
+
+    The sequential weights are chosen again by the same ranking and allocation, only fewer. The
+    branches lie on every legal pair of layers `hops` apart (`wiring`, `placement` and `kernel`:
+    see `n2nfx.wiring.Options`), each equally dense, on neurons drawn at random by (seed, branch).
+    `pattern="identity"` joins channel c to channel c first, with weight 1, as far as the branch's
+    share lasts. `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the
+    network's function as it is. `branch_norm="batch"` puts a batch norm behind every branch.
+    """
+
+    name: ClassVar[str] = "n2nskip"
+    keeps: ClassVar[frozenset[str]] = frozenset({"graph", "nnz", "outputs"})
+
+    ratio: float
+    hops: tuple[int, ...] = (3,)
+    placement: Placement = "every"
+    wiring: Wiring = "paper"
+    kernel: int | Literal["target"] = "target"
+    pattern: Literal["random", "identity"] = "random"
+    branch_norm: Literal["none", "batch"] = "none"
+    init: Literal["kaiming", "zero"] = "kaiming"
+
+    def __post_init__(self) -> None:
+        Options(self.hops, self.placement, self.wiring, self.kernel)
+        split(1, self.ratio)
+        for field, known in (
+            ("pattern", ("random", "identity")),
+            ("branch_norm", ("none", "batch")),
+            ("init", ("kaiming", "zero")),
+        ):
+            if getattr(self, field) not in known:
+                raise UsageError(
+                    f"{field} must be {' or '.join(known)}, not {getattr(self, field)!r}"
+                )
+        if self.init == "zero" and self.wiring == "paper":
+            raise UsageError(
+                "behind the inner nonlinearity of wiring 'paper' a zero branch may never get a "
+                "gradient; init 'zero' goes with wiring 'linear' or 'joint'"
+            )
+
+    def __call__(self, network: Network, probe: Probe) -> Network:
+        if network.skips:
+            raise CannotOperate("the network has skips already; give N2NSkip all hops at once")
+        share = split(network.nnz, self.ratio)
+        if share.skip == 0:
+            return network
+        options = Options(self.hops, self.placement, self.wiring, self.kernel)
+        prepare(network)
+        branches = find_branches(network, options)
+        _require_room(network, branches, options, share.skip)
+        skips = self._decide(branches.skips, share.skip)
+        splice(network, skips)
+        ranking = network.scores or RandomRanking(probe.seed)
+        allocation = network.allocation or Allocation()
+        masks = dict(select(network.layers, ranking, allocation, share.sequential))
+        for skip in skips:
+            masks[skip.weight] = self._mask(skip, probe.seed)
+            fill(network, skip, masks[skip.weight], self._values(skip, masks[skip.weight], probe))
+        return replace(
+            network, masks=Masks(masks), skips=skips, scores=ranking, allocation=allocation
+        )
+
+    def _decide(self, branches: Sequence[Skip], total: int) -> tuple[Skip, ...]:
+        """Share the weights over the branches by their capacity; an empty branch is none."""
+        sizes = [skip.size for skip in branches]
+        shares = apportion(sizes, total, [0] * len(sizes), sizes)
+        norm = self.branch_norm == "batch"
+        return tuple(
+            replace(skip, nnz=nnz, branch_norm=norm)
+            for skip, nnz in zip(branches, shares, strict=True)
+            if nnz > 0
+        )
+
+    def _mask(self, skip: Skip, seed: int) -> Tensor:
+        """Which neurons a branch joins."""
+        if self.pattern == "random":
+            kept = permuted_prefix(skip.size, skip.nnz, derive(seed, "mask", skip.weight))
+            return torch.from_numpy(kept).reshape(skip.weight_shape)
+        diagonal = _diagonal(skip)
+        first = min(skip.nnz, len(diagonal))
+        chosen = permuted_prefix(len(diagonal), first, derive(seed, "diagonal", skip.weight))
+        kept = np.zeros(skip.size, dtype=bool)
+        kept[diagonal[chosen]] = True
+        others = np.setdiff1d(np.arange(skip.size), diagonal)
+        rest = permuted_prefix(len(others), skip.nnz - first, derive(seed, "mask", skip.weight))
+        kept[others[rest]] = True
+        return torch.from_numpy(kept).reshape(skip.weight_shape)
+
+    def _values(self, skip: Skip, mask: Tensor, probe: Probe) -> Tensor:
+        """The branch's weights at initialization, in the order of their indices."""
+        if self.init == "zero":
+            return torch.zeros(skip.nnz)
+        fan_in = skip.nnz / skip.weight_shape[0]
+        drawn = generator(probe.seed, "init", skip.weight).standard_normal(skip.nnz)
+        values = torch.from_numpy(drawn * (2.0 / max(fan_in, 1.0)) ** 0.5)
+        if self.pattern == "identity":
+            on_diagonal = np.isin(np.flatnonzero(mask.numpy()), _diagonal(skip))
+            values[torch.from_numpy(on_diagonal)] = 1.0
+        return values
+
+
+def _diagonal(skip: Skip) -> np.ndarray:
+    """Flat indices of channel c to channel c at the kernel's centre."""
+    out, into, *kernel = skip.weight_shape
+    channels = np.arange(min(out, into))
+    centre = [np.full_like(channels, size // 2) for size in kernel]
+    return np.ravel_multi_index((channels, channels, *centre), skip.weight_shape)
+
+
+def _require_room(network: Network, branches: Branches, options: Options, wanted: int) -> None:
+    """Raise `CannotOperate` where the legal branches cannot hold the skip weights."""
+    if wanted <= branches.capacity:
+        return
+    if not branches.skips:
+        reasons = Counter(refusal.reason for refusal in branches.refused).most_common(3)
+        because = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+        raise CannotOperate(
+            f"no legal pair of layers is {_words(options.hops)} apart"
+            f"{f': {because}' if because else ''}. {_elsewhere(network, options, wanted)}"
+        )
+    raise CannotOperate(
+        f"{wanted:,} skip weights were asked for, but the {len(branches.skips)} legal branches "
+        f"with hops {_words(options.hops)} hold at most {branches.capacity:,}. "
+        f"{_elsewhere(network, options, wanted)}"
+    )
+
+
+def _words(hops: Sequence[int]) -> str:
+    return " or ".join(map(str, hops))
+
+
+def _elsewhere(network: Network, options: Options, wanted: int) -> str:
+    """What other hops would hold."""
+    room = {
+        hop: find_branches(network, replace(options, hops=(hop,))).capacity
+        for hop in range(1, len(network.layers) + 1)
+        if hop not in options.hops and hop <= 8
+    }
+    fitting = [hop for hop, capacity in room.items() if capacity >= wanted]
+    if fitting:
+        return f"Hops that would do: {', '.join(map(str, fitting))}"
+    held = ", ".join(f"{hop} holds {capacity:,}" for hop, capacity in room.items() if capacity)
+    return f"No single other hop holds as many ({held})" if held else "No other hop would do"

@@ -1,0 +1,67 @@
+"""The CIFAR form of an ImageNet network: a 3x3 stride-1 stem without max-pool."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx, nn
+
+from n2nfx.errors import CannotOperate
+from n2nfx.network import Network, Probe
+from n2nfx.seeds import generator
+from n2nfx.tracing import record
+
+
+@dataclass(frozen=True)
+class SmallInputStem:
+    """Replace the first convolution by a 3x3 one with stride 1, and drop the max-pool behind it.
+
+    The new convolution keeps its name, channels and bias, and is initialized as He et al. 2015
+    (fan out). The rest of the network sees a larger map, so trace it on the small input first.
+    """
+
+    name: ClassVar[str] = "small-input-stem"
+    keeps: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, network: Network, probe: Probe) -> Network:
+        if network.masks or network.skips:
+            raise CannotOperate("change the stem before pruning: its weights are others then")
+        first = network.layers[0]
+        stem = network.module.get_submodule(first.name) if first.kind == "conv" else None
+        if not isinstance(stem, nn.Conv2d):
+            raise CannotOperate(f"the first layer, {first.name}, is not a 2-d convolution")
+        network.module.set_submodule(first.name, _small(stem, probe.seed, first.weight))
+        _drop_pool(network.module)
+        example = {
+            spec.name: torch.empty(spec.shape, dtype=spec.torch_dtype) for spec in network.inputs
+        }
+        return replace(record(network.module, example), origin=network.origin)
+
+
+def _small(stem: nn.Conv2d, seed: int, name: str) -> nn.Conv2d:
+    shape = (stem.out_channels, stem.in_channels, 3, 3)
+    small = nn.Conv2d(shape[1], shape[0], 3, padding=1, bias=stem.bias is not None)
+    drawn = generator(seed, "init", name).standard_normal(shape)
+    with torch.no_grad():
+        small.weight.copy_(torch.from_numpy(drawn) * (2.0 / (shape[0] * 9)) ** 0.5)
+        if small.bias is not None:
+            small.bias.zero_()
+    like = stem.weight
+    return small.to(device=like.device, dtype=like.dtype).train(stem.training)
+
+
+def _drop_pool(module: fx.GraphModule) -> None:
+    """Take the max-pool out that comes before the second layer, if there is one."""
+    convolutions = 0
+    for node in module.graph.nodes:
+        if node.op != "call_module":
+            continue
+        called = module.get_submodule(str(node.target))
+        convolutions += isinstance(called, nn.Conv2d)
+        if convolutions == 1 and isinstance(called, nn.MaxPool2d):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            module.graph.erase_node(node)
+            module.recompile()
+            return
+        if convolutions > 1:
+            return
