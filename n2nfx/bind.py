@@ -21,46 +21,58 @@ def bind(network: Network) -> None:
     comes a `MaskedWeight`. Weights with a full mask stay plain. Every name stays; a weight that
     is not used where its mask can act is refused.
     """
+    module, counts = network.module, network.masks.counts
+    layers, reads = _layers_by_weight(module), _reads_by_weight(module)
     for name, mask in network.masks.items():
-        if bool(mask.all()):
+        weight = module.get_parameter(name)
+        if counts[name] == weight.numel():
             continue
-        weight = network.module.get_parameter(name)
         acting = mask.to(weight.device)
-        modules = list(_bind_modules(network.module, weight, acting))
-        nodes = list(_bind_functions(network.module, name, weight, acting))
-        if not modules and not nodes:
+        at_layers = layers.get(id(weight), [])
+        at_reads = [node for node in reads.get(id(weight), []) if _operand_of(node)]
+        if not at_layers and not at_reads:
             raise CannotOperate(f"the mask of {name} would act nowhere: no layer uses it")
-    network.module.recompile()
-
-
-def _bind_modules(module: nn.Module, weight: Tensor, mask: Tensor) -> Iterator[nn.Module]:
-    for layer in module.modules():
-        if type(layer) in MASKED_CLASS and layer._parameters.get("weight") is weight:
+        for layer in at_layers:
             layer.__class__ = MASKED_CLASS[type(layer)]
-            layer.register_buffer(MASK, mask)
-            yield layer
+            layer.register_buffer(MASK, acting)
+        if at_reads:
+            _mask_reads(module, f"{name.replace('.', '_')}_masked", acting, at_reads)
+    module.recompile()
 
 
-def _bind_functions(
-    module: fx.GraphModule, name: str, weight: Tensor, mask: Tensor
-) -> Iterator[fx.Node]:
-    masked = f"{name.replace('.', '_')}_masked"
-    for node in _reads(module, weight):
-        users = [user for user in node.users if weight_operand(user) is node]
-        if not users:
-            continue
-        if masked not in module._modules:
-            module.add_module(masked, MaskedWeight(mask))
+def _layers_by_weight(module: nn.Module) -> dict[int, list[nn.Module]]:
+    found: dict[int, list[nn.Module]] = {}
+    for layer in module.modules():
+        if type(layer) in MASKED_CLASS:
+            found.setdefault(id(layer._parameters["weight"]), []).append(layer)
+    return found
+
+
+def _reads_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
+    """The nodes that read each parameter directly."""
+    weights = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
+    found: dict[int, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node.target in weights:
+            found.setdefault(weights[str(node.target)], []).append(node)
+    return found
+
+
+def _operand_of(node: fx.Node) -> list[fx.Node]:
+    """The calls that use a node's value as their weight."""
+    return [user for user in node.users if weight_operand(user) is node]
+
+
+def _mask_reads(module: fx.GraphModule, name: str, mask: Tensor, nodes: list[fx.Node]) -> None:
+    """Put a `MaskedWeight` between a weight that is read and the calls that it is for."""
+    module.add_module(name, MaskedWeight(mask))
+    for node in nodes:
+        users = _operand_of(node)
         with module.graph.inserting_after(node):
-            kept = module.graph.call_module(masked, (node,))
+            kept = module.graph.call_module(name, (node,))
         kept.meta.update(node.meta)
-        node.replace_all_uses_with(kept, delete_user_cb=lambda user: user in users)  # noqa: B023
-        yield kept
-
-
-def _reads(module: fx.GraphModule, weight: Tensor) -> list[fx.Node]:
-    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p is weight}
-    return [n for n in module.graph.nodes if n.op == "get_attr" and n.target in names]
+        for user in users:
+            user.replace_input_with(node, kept)
 
 
 def unbind(module: fx.GraphModule) -> None:

@@ -72,9 +72,7 @@ def budget(density: float, total: int) -> int:
 
     Raises UsageError unless 0 < density <= 1 and the result is at least one weight.
     """
-    _check_number("density", density)
-    if not 0 < density <= 1:
-        raise UsageError(f"density must be above 0 and at most 1, not {density}")
+    require_density(density)
     if total < 1:
         raise UsageError(f"there must be at least one weight to keep a share of, not {total}")
     # float() first: a 32-bit density would carry the product of a large network in 24 bits.
@@ -86,6 +84,13 @@ def budget(density: float, total: int) -> int:
     return kept
 
 
+def require_density(density: float) -> None:
+    """Raise UsageError unless 0 < density <= 1."""
+    _check_number("density", density)
+    if not 0 < density <= 1:
+        raise UsageError(f"density must be above 0 and at most 1, not {density}")
+
+
 def split(budget: int, ratio: float) -> Split:
     """The sequential and the skip share of `budget`: skip is round(ratio * budget), in weights.
 
@@ -93,7 +98,7 @@ def split(budget: int, ratio: float) -> Split:
     """
     _check_number("ratio", ratio)
     if not 0 <= ratio < 1:
-        raise UsageError(f"ratio must be at least 0 and below 1, not {ratio}")
+        raise UsageError(f"the skip ratio must be at least 0 and below 1, not {ratio}")
     if budget < 0:
         raise UsageError(f"a budget of {budget} weights cannot be split; it must be at least 0")
     skip = round(float(ratio) * budget)

@@ -44,7 +44,9 @@ class Masks(Mapping[str, Tensor]):
     @cached_property
     def counts(self) -> Mapping[str, int]:
         """Kept weights by name, counted on mask bits."""
-        return {name: int(torch.count_nonzero(mask)) for name, mask in self._masks.items()}
+        return {
+            name: int(np.count_nonzero(mask.cpu().numpy())) for name, mask in self._masks.items()
+        }
 
     @property
     def nnz(self) -> int:

@@ -104,6 +104,21 @@ class InputSpec:
         return getattr(torch, self.dtype)
 
 
+def blank_inputs(inputs: Sequence[InputSpec], batch: int | None = None) -> tuple[Tensor, ...]:
+    """Tensors of the inputs' shapes, their values undefined, for another batch if one is given.
+
+    The batch is the first dimension of the first input, and of every other that is as long there.
+    """
+    own = inputs[0].shape[0]
+    return tuple(
+        torch.empty(
+            (batch if batch and spec.shape[0] == own else spec.shape[0], *spec.shape[1:]),
+            dtype=spec.torch_dtype,
+        )
+        for spec in inputs
+    )
+
+
 class Row(NamedTuple):
     """One line of the ledger: a layer or a skip, what it could keep, what it keeps, its uses."""
 
@@ -122,7 +137,7 @@ class Network:
 
     Without masks it is the reference network: every weight is kept. `scores` and `allocation`
     are how the masks were chosen, so that a later pass can ask the same ranking for fewer.
-    `origin` says how the module can be built again.
+    `origin` says how the module can be built again, `notes` what a person should know.
     """
 
     module: fx.GraphModule
@@ -133,6 +148,7 @@ class Network:
     scores: Ranking | None = None
     allocation: Allocation | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [*(layer.weight for layer in self.layers), *(skip.weight for skip in self.skips)]

@@ -1,6 +1,7 @@
 """Passes in order over one network: copied once, checked after each, with a record of each."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +9,17 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from n2nfx.bind import bind, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
-from n2nfx.network import Network, Probe
+from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.outcome import Outcome
 from n2nfx.plan import Step, graph_sha256
 from n2nfx.spec import to_text
+
+_log = logging.getLogger(__name__)
 
 
 class Pass(Protocol):
@@ -50,26 +54,26 @@ class Facts:
         return sum(self.kept.values())
 
 
-def _facts(network: Network) -> Facts:
+def _facts(network: Network, before: Facts | None = None) -> Facts:
+    """The facts of a network; it runs only where its graph is not the one of `before`."""
+    text = network.text()
+    known = before.outputs if before and before.text == text else None
     return Facts(
         kept={row.weight: row.kept for row in network.ledger() if row.size},
         skips=frozenset(skip.name for skip in network.skips),
-        text=network.text(),
-        outputs=output_shapes(network),
+        text=text,
+        outputs=output_shapes(network) if known is None else known,
         nodes=len(network.module.graph.nodes),
     )
 
 
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all output tensors for two examples, from a run without data."""
+    """Shapes of all output tensors for two examples, from a run on fake tensors."""
     tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
-    without_data = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-    inputs = tuple(
-        torch.empty((2, *spec.shape[1:]), dtype=spec.torch_dtype, device="meta")
-        for spec in network.inputs
-    )
-    with torch.no_grad():
-        result = torch.func.functional_call(network.module, without_data, inputs)
+    with FakeTensorMode(), torch.no_grad():
+        fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors}
+        inputs = blank_inputs(network.inputs, batch=2)
+        result = torch.func.functional_call(network.module, fake, inputs)
     leaves = pytree.tree_leaves(result)
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
@@ -124,6 +128,7 @@ class Pipeline:
         record = []
         before = _facts(current)
         for operation in self.passes:
+            _log.info("%s", to_text(operation))
             start = time.perf_counter()
             known = current.skips
             current = operation(current, probe)
@@ -172,7 +177,7 @@ def _verified(operation: Pass, before: Facts, network: Network) -> Facts:
     network.module.graph.lint()
     network.module.recompile()
     try:
-        after = _facts(network)
+        after = _facts(network, before)
     except Exception as error:
         raise BrokenInvariant(
             f"{operation.name} left a network that cannot run: {error}"

@@ -1,5 +1,6 @@
 """A reference network from a model's name or from a module, and how to find it again."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,8 @@ from n2nfx.errors import UsageError
 from n2nfx.network import Network
 from n2nfx.tracing import record, trace
 from n2nfx.tracing.trace import Example
+
+_log = logging.getLogger(__name__)
 
 
 def network_of(
@@ -41,5 +44,8 @@ def from_model(
     built: models.Model, example: Example | None, arguments: Mapping[str, Any]
 ) -> Network:
     """The reference network of a model that was just built, which nobody else holds."""
+    for note in built.notes:
+        _log.info("%s", note)
+    _log.info("tracing %s", built.name)
     network = record(built.module, built.example if example is None else example)
-    return replace(network, origin={"name": built.name, **arguments})
+    return replace(network, origin={"name": built.name, **arguments}, notes=built.notes)

@@ -5,9 +5,9 @@ Everything here works on the network's own module, in place; the pipeline has co
 
 import operator
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
@@ -203,7 +203,6 @@ def branch(skip: Skip) -> nn.Module:
 def fill(network: Network, skip: Skip, mask: Tensor, values: Tensor) -> None:
     """Set the kept weights of a branch, in the order of their indices."""
     weight = network.module.get_parameter(skip.weight)
-    if values.numel() != int(torch.count_nonzero(mask)) or mask.numel() != prod(skip.weight_shape):
-        raise CannotOperate(f"{values.numel()} values do not fill {skip.name}")
+    kept = torch.from_numpy(np.flatnonzero(mask.numpy()))
     with torch.no_grad():
-        weight[mask.to(weight.device)] = values.to(weight)
+        weight.view(-1)[kept.to(weight.device)] = values.to(weight)

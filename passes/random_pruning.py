@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from n2nfx.budget import Allocation, budget
+from n2nfx.budget import Allocation, budget, require_density
 from n2nfx.errors import CannotOperate
 from n2nfx.masks import RandomRanking, select
 from n2nfx.network import Network, Probe
@@ -24,6 +24,10 @@ class RandomPruning:
     allocation: Literal["uniform", "er", "erk"] = "uniform"
     floor: int | Literal["channels"] = "channels"
     ends: Literal["pruned", "dense"] = "pruned"
+
+    def __post_init__(self) -> None:
+        require_density(self.density)
+        Allocation(self.allocation, self.floor, self.ends)
 
     def __call__(self, network: Network, probe: Probe) -> Network:
         if network.skips:

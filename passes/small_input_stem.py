@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from n2nfx.errors import CannotOperate
-from n2nfx.network import Network, Probe
+from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.seeds import generator
 from n2nfx.tracing import record
 
@@ -32,10 +32,8 @@ class SmallInputStem:
             raise CannotOperate(f"the first layer, {first.name}, is not a 2-d convolution")
         network.module.set_submodule(first.name, _small(stem, probe.seed, first.weight))
         _drop_pool(network.module)
-        example = {
-            spec.name: torch.empty(spec.shape, dtype=spec.torch_dtype) for spec in network.inputs
-        }
-        return replace(record(network.module, example), origin=network.origin)
+        changed = record(network.module, blank_inputs(network.inputs))
+        return replace(changed, origin=network.origin, notes=network.notes)
 
 
 def _small(stem: nn.Conv2d, seed: int, name: str) -> nn.Conv2d:

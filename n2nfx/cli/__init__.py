@@ -1,1 +1,51 @@
-"""The command line."""
+"""The command line: data on stdout, narration on stderr, and an exit code that says what happened.
+
+0 done, 1 a bug, 2 usage, 3 a model or job that cannot be operated on, 4 a damaged input file,
+130 interrupted. A command's own file is imported only when it runs, so that help needs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from n2nfx.errors import N2nfxError
+
+_COMMANDS = {
+    "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
+    "models": "List the models that can be named.",
+    "passes": "List the passes and their arguments.",
+}
+
+
+class _Commands(click.Group):
+    """Commands by name; each is the function of its name in the file of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return getattr(import_module(f"n2nfx.cli.{cmd_name}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what goes wrong for a person is told in a line, never a traceback."""
+        try:
+            return super().invoke(ctx)
+        except N2nfxError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="n2nfx", prog_name="n2nfx")
+def main() -> None:
+    """Model surgery over torch.fx graphs: sparse networks with exactly the weights asked for."""

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from n2nfx.errors import CannotOperate, N2nfxError
 from n2nfx.graphmodule import WholeGraphModule
-from n2nfx.network import InputSpec, Network
+from n2nfx.network import InputSpec, Network, blank_inputs
 from n2nfx.tracing.layers import find_layers
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.recorder import Recorder
@@ -126,15 +126,8 @@ def _record_one(
     fake: nn.Module, fake_mode: FakeTensorMode, inputs: tuple[InputSpec, ...], run: Run
 ) -> Tape:
     recorder = Recorder(fake.train(run.training))
-    example_batch = inputs[0].shape[0]
     with fake_mode:
-        args = tuple(
-            torch.empty(
-                (run.batch if spec.shape[0] == example_batch else spec.shape[0], *spec.shape[1:]),
-                dtype=spec.torch_dtype,
-            )
-            for spec in inputs
-        )
+        args = blank_inputs(inputs, run.batch)
         try:
             return recorder.run(args, [spec.name for spec in inputs])
         except Exception as error:

@@ -1,0 +1,105 @@
+"""An outcome for a person, as tables, and for a program, as JSON data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from n2nfx.network import Row
+from n2nfx.outcome import Outcome
+
+_WIDTH = 100  # where stdout is no terminal
+
+
+def as_data(outcome: Outcome) -> dict[str, Any]:
+    """Everything of an outcome but its tensors, as JSON data."""
+    plan = outcome.plan.model_dump(mode="json")
+    network = outcome.network
+    return {
+        "model": network.origin.get("name"),
+        "notes": list(network.notes),
+        "counts": plan["counts"],
+        "density": network.density,
+        "flop_density": network.flop_density,
+        "ledger": [row._asdict() for row in network.ledger()],
+        "steps": plan["steps"],
+        "versions": plan["versions"],
+        "graph_sha256": outcome.graph_sha256,
+    }
+
+
+def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Print the ledger: each layer, each skip, and the sums last."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    network = outcome.network
+    rows = network.ledger()
+    console.print(_layers(rows[: len(network.layers)]))
+    if network.skips:
+        console.print(_skips(outcome))
+    console.print(_sums(outcome, asked))
+    for file in files:
+        console.print(f"wrote {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
+
+
+def _layers(rows: Sequence[Row]) -> Table:
+    table = _table("layer", "weight", *("size", "kept", "density", "uses"))
+    for row in rows:
+        numbers = f"{row.size:,}", f"{row.kept:,}", _percent(row.kept, row.size), f"{row.uses:,}"
+        table.add_row(row.name, _shape(row.shape), *numbers)
+    return table
+
+
+def _skips(outcome: Outcome) -> Table:
+    table = _table("skip from", "to", *("hop", "weight", "room", "kept"), left=2)
+    for skip in outcome.network.skips:
+        numbers = _shape(skip.weight_shape), f"{skip.size:,}", f"{skip.nnz:,}"
+        table.add_row(skip.source, skip.target, str(skip.hop), *numbers)
+    return table
+
+
+def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
+    network, counts = outcome.network, outcome.counts
+    table = _table(str(network.origin["name"]), *("asked", "count", "of", "share"), left=1)
+    table.add_row(
+        "weights",
+        f"{asked['density']:.4%}",
+        f"{counts.kept:,}",
+        f"{counts.reference:,}",
+        _percent(counts.kept, counts.reference),
+    )
+    ratio = asked["skip_ratio"]
+    for name, share, count in (
+        ("  sequential", 1 - ratio, counts.sequential),
+        (f"  in {len(network.skips)} skips", ratio, counts.skip),
+    ):
+        table.add_row(
+            name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", _percent(count, counts.kept)
+        )
+    table.add_row(
+        "multiply-adds",
+        "",
+        f"{counts.multiply_adds:,}",
+        f"{counts.reference_multiply_adds:,}",
+        _percent(counts.multiply_adds, counts.reference_multiply_adds),
+    )
+    return table
+
+
+def _table(*columns: str, left: int = 2) -> Table:
+    """A table whose first columns are words and whose others are numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.4%}" if whole else ""

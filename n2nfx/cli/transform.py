@@ -1,0 +1,125 @@
+"""`n2nfx transform`: prune a model and splice skips, print the ledger, write the artifact."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from n2nfx.cli.options import NumberOr, Numbers
+
+SCHEMA = "n2nfx.transform/1"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--density", type=float, required=True, help="Share of the weights to keep: 0.02.")
+@click.option(
+    "--skip-ratio",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of the kept weights that goes to skip branches.",
+)
+@click.option("--pruner", default="random", show_default=True, help="How weights are chosen.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything drawn.")
+@click.option(
+    "--hops", type=Numbers(), default="3", show_default=True, help="Layers a branch bypasses."
+)
+@click.option(
+    "--placement",
+    type=click.Choice(["every", "blocks", "stages"]),
+    default="every",
+    show_default=True,
+    help="Which legal pairs of layers get a branch.",
+)
+@click.option(
+    "--wiring",
+    type=click.Choice(["paper", "linear", "joint"]),
+    default="paper",
+    show_default=True,
+    help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, or before "
+    "the norm.",
+)
+@click.option(
+    "--kernel",
+    type=NumberOr("target"),
+    default="target",
+    show_default=True,
+    help="The branches' kernel size (odd).",
+)
+@click.option(
+    "--pattern",
+    type=click.Choice(["random", "identity"]),
+    default="random",
+    show_default=True,
+    help="Which neurons a branch joins.",
+)
+@click.option(
+    "--branch-norm",
+    type=click.Choice(["none", "batch"]),
+    default="none",
+    show_default=True,
+    help="A norm behind every branch.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["kaiming", "zero"]),
+    default="kaiming",
+    show_default=True,
+    help="The branches' weights at initialization.",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(["uniform", "er", "erk"]),
+    default="uniform",
+    show_default=True,
+    help="How the budget is shared over layers.",
+)
+@click.option(
+    "--floor",
+    type=NumberOr("channels"),
+    default="channels",
+    show_default=True,
+    help="The least weights a layer keeps.",
+)
+@click.option(
+    "--ends",
+    type=click.Choice(["pruned", "dense"]),
+    default="pruned",
+    show_default=True,
+    help="The first and the last layer: pruned like all, or kept whole.",
+)
+@click.option("--num-classes", type=int, help="Classes of the model; its zoo's default if absent.")
+@click.option("--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to write the artifact to.")
+@click.option("--force", is_flag=True, help="Replace an artifact that is there already.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def transform(model: str, out: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+    """Prune MODEL to exactly round(density * N) weights, a share of them in N2NSkip branches.
+
+    MODEL is a torchvision or timm name (resnet50, timm:resnet50), one of ours
+    (n2nfx:vgg19_cifar), or a function in a file of yours (net.py:build).
+    """
+    from n2nfx import artifact
+    from n2nfx.cli.ledger import as_data, show
+    from n2nfx.cli.narrate import narrated
+    from n2nfx.transform import transform as operate
+
+    if out is not None:
+        artifact.require_free(out, force)
+    with narrated():
+        outcome = operate(model, **options)
+        files = outcome.save(out, force=force) if out is not None else ()
+    asked = {"model": model, **options}
+    if as_json:
+        data = {"schema": SCHEMA, "asked": asked, **as_data(outcome)}
+        click.echo(json.dumps({**data, "files": [str(file) for file in files]}, indent=2))
+        return
+    show(outcome, asked, files)
+    if out is None:
+        click.echo(f"Next: n2nfx {shlex.join(sys.argv[1:])} --out DIR   to keep it")
+    else:
+        click.echo(f"Next: python -c 'import n2nfx; print(n2nfx.load({str(out)!r}).density)'")
