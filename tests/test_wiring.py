@@ -1,0 +1,202 @@
+"""Chains, hops, legal pairs and refusals."""
+
+from itertools import pairwise
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+import n2nfx
+from n2nfx.errors import UsageError
+from n2nfx.models import build
+from n2nfx.network import Network
+from n2nfx.wiring import Branches, Options, Sites, find_branches
+
+
+def network(*layers: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> Network:
+    return n2nfx.trace(nn.Sequential(*layers), torch.zeros(1, *shape))
+
+
+def conv(into: int, out: int, kernel: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(into, out, kernel, stride, padding=(kernel - 1) // 2), nn.ReLU()
+
+
+def ends(branches: Branches) -> list[tuple[str, str]]:
+    return [(skip.source, skip.target) for skip in branches.skips]
+
+
+def test_the_input_is_layer_zero_and_every_pair_of_the_hop_is_there() -> None:
+    branches = find_branches(build_mlp(), Options(hops=(3,)))
+    assert ends(branches) == [("input", "4"), ("0", "6")]
+    assert [skip.weight_shape for skip in branches.skips] == [(128, 3072), (64, 512)]
+    assert [skip.inner for skip in branches.skips] == [True, False]
+
+
+def build_mlp() -> Network:
+    return n2nfx.trace(build("n2nfx:mlp").module, torch.zeros(1, 3072))
+
+
+@pytest.mark.parametrize("hop", [1, 2, 3, 4, 5])
+def test_a_chain_of_n_layers_has_n_minus_hop_plus_one_pairs(hop: int) -> None:
+    chain = network(*conv(3, 4), *conv(4, 5), *conv(5, 6), *conv(6, 7))
+    assert len(find_branches(chain, Options(hops=(hop,))).skips) == max(0, 4 - hop + 1)
+
+
+def test_a_hop_is_the_longest_path_so_identities_make_no_shortcuts() -> None:
+    resnet = n2nfx.trace(build("torchvision:resnet18").module, torch.zeros(1, 3, 64, 64))
+    sites = Sites(resnet.module, resnet.layers)
+    hops = {(a.name, b.name): hop for a, b, hop in sites.pairs(range(1, 19))}
+    assert hops["conv1", "layer1.0.conv1"] == 1
+    assert hops["conv1", "layer1.1.conv1"] == 3  # not 1, over the identity of layer1.0
+    assert hops["input", "fc"] == 18
+
+
+def test_two_layers_that_share_an_activation_give_one_branch() -> None:
+    resnet = n2nfx.trace(build("torchvision:resnet18").module, torch.zeros(1, 3, 64, 64))
+    branches = find_branches(resnet, Options(hops=(3,)))
+    sources = [skip.source for skip in branches.skips if skip.target == "layer3.0.conv1"]
+    assert sources == ["layer2.0.conv2"]
+    twins = [refusal for refusal in branches.refused if refusal.reason.startswith("the same")]
+    assert ("layer2.0.downsample.0", "layer3.0.conv1") in {(r.source, r.target) for r in twins}
+
+
+@given(
+    size=st.integers(4, 40),
+    kernel=st.sampled_from([1, 2, 3, 4, 5, 7]),
+    stride=st.integers(1, 4),
+    second=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_branch_meets_its_targets_shape_exactly(
+    size: int, kernel: int, stride: int, second: int
+) -> None:
+    chain = network(
+        *(nn.Conv2d(3, 4, kernel, stride, padding=kernel // 2), nn.ReLU()),
+        *(nn.Conv2d(4, 5, kernel, second, padding=kernel // 2), nn.ReLU()),
+        shape=(3, size, size),
+    )
+    for skip in find_branches(chain, Options(hops=(1, 2))).skips:
+        at = {"input": (3, size, size)} | {layer.name: layer.writes for layer in chain.layers}
+        x = torch.zeros(1, *at[skip.source])
+        if skip.pool is not None:
+            x = functional.adaptive_avg_pool2d(x, skip.pool)
+        weight = torch.zeros(skip.weight_shape)
+        assert (
+            functional.conv2d(x, weight, None, skip.stride, skip.padding).shape[1:]
+            == (at[skip.target])
+        )
+        assert all(side in (kernel, kernel - 1) for side in skip.weight_shape[2:])
+
+
+def test_sizes_that_do_not_divide_are_averaged_first() -> None:
+    chain = network(*conv(3, 4), nn.AdaptiveAvgPool2d(3), *conv(4, 5))
+    (skip,) = find_branches(chain, Options(hops=(2,))).skips
+    assert (skip.pool, skip.stride, skip.padding) == ((3, 3), (1, 1), (1, 1))
+
+
+def test_a_vector_target_reads_the_average_over_all_places() -> None:
+    chain = network(*conv(3, 4), *conv(4, 5), nn.Flatten(), nn.Linear(5 * 64, 6))
+    (skip,) = [s for s in find_branches(chain, Options(hops=(2,))).skips if s.target == "5"]
+    assert (skip.source, skip.kind, skip.pool, skip.weight_shape) == ("0", "linear", (1, 1), (6, 4))
+
+
+def test_a_larger_target_is_refused_with_both_sizes() -> None:
+    chain = network(*conv(3, 4, stride=2), nn.Upsample(scale_factor=2), *conv(4, 5))
+    (refusal,) = find_branches(chain, Options(hops=(1,))).refused
+    assert "4x4 to 8x8" in refusal.reason
+
+
+def test_a_layer_called_twice_is_no_end_of_a_branch() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(functional.relu(self.conv(x)))
+
+    branches = find_branches(n2nfx.trace(Twice(), torch.zeros(1, 3, 4, 4)), Options(hops=(1, 2)))
+    assert not branches.skips
+    assert {refusal.reason for refusal in branches.refused} == {"conv is called 2 times"}
+
+
+def test_a_squeeze_excite_gate_counts_for_nothing_and_ends_no_branch() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+            self.squeeze, self.excite = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.relu(self.first(x))
+            gate = functional.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
+            return functional.relu(self.second(x * torch.sigmoid(self.excite(gate))))
+
+    gated = n2nfx.trace(Gated(), torch.zeros(1, 3, 6, 6))
+    branches = find_branches(gated, Options(hops=(1, 2)))
+    assert sorted(ends(branches)) == [("first", "second"), ("input", "first"), ("input", "second")]
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "legal"),
+    [(nn.ReLU(), True), (nn.GELU(), True), (nn.PReLU(4), True), (nn.Sigmoid(), False)],
+)
+def test_eq_2_needs_a_nonlinearity_that_is_zero_at_zero(
+    nonlinearity: nn.Module, legal: bool
+) -> None:
+    chain = network(nn.Conv2d(3, 4, 1), nonlinearity)
+    paper = find_branches(chain, Options(hops=(1,)))
+    assert bool(paper.skips) == legal
+    assert legal or "not 0 at 0" in paper.refused[0].reason
+    assert find_branches(chain, Options(hops=(1,), wiring="linear")).skips
+    assert find_branches(chain, Options(hops=(1,), wiring="joint")).skips
+
+
+def test_a_folded_batch_is_refused() -> None:
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(functional.relu(self.conv(x)).permute(0, 2, 3, 1).reshape(-1, 4))
+
+    branches = find_branches(n2nfx.trace(Folded(), torch.zeros(1, 3, 4, 4)), Options(hops=(1,)))
+    reasons = {(r.source, r.target): r.reason for r in branches.refused}
+    assert "batch is folded" in reasons["conv", "head"]
+
+
+def test_blocks_lie_end_to_end_and_stages_take_each_change_of_resolution_once() -> None:
+    vgg = n2nfx.trace(build("n2nfx:vgg19_cifar").module, torch.zeros(1, 3, 32, 32))
+    order = {"input": 0} | {layer.name: index + 1 for index, layer in enumerate(vgg.layers)}
+    blocks = find_branches(vgg, Options(hops=(3,), placement="blocks"))
+    spans = [(order[skip.source], order[skip.target]) for skip in blocks.skips]
+    assert spans[0][0] == 0
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    stages = find_branches(vgg, Options(hops=(3,), placement="stages"))
+    assert len({skip.places for skip in stages.skips}) == len(stages.skips) == 5
+    every = find_branches(vgg, Options(hops=(3,)))
+    for fewer in (blocks, stages):
+        assert len(fewer.skips) + len(fewer.refused) == len(every.skips) + len(every.refused)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hops": ()}, {"hops": (0,)}, {"placement": "all"}, {"wiring": "papper"}, {"kernel": 2}],
+)
+def test_an_option_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_no_pair_is_both_legal_and_refused_or_told_twice() -> None:
+    placements: tuple[Literal["every", "blocks", "stages"], ...] = ("every", "blocks", "stages")
+    resnet = n2nfx.trace(build("timm:resnet18").module, torch.zeros(1, 3, 64, 64))
+    for placement in placements:
+        branches = find_branches(resnet, Options(hops=(1, 2, 3), placement=placement))
+        told = ends(branches) + [(refusal.source, refusal.target) for refusal in branches.refused]
+        assert len(told) == len(set(told))
