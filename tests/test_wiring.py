@@ -83,7 +83,7 @@ def test_a_branch_meets_its_targets_shape_exactly(
         at = {"input": (3, size, size)} | {layer.name: layer.writes for layer in chain.layers}
         x = torch.zeros(1, *at[skip.source])
         if skip.pool is not None:
-            x = functional.adaptive_avg_pool2d(x, skip.pool)
+            x = nn.AdaptiveAvgPool2d(skip.pool)(x)  # type: ignore[arg-type]
         weight = torch.zeros(skip.weight_shape)
         assert (
             functional.conv2d(x, weight, None, skip.stride, skip.padding).shape[1:]
