@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from n2nfx.errors import N2nfxError
+from n2nfx.errors import N2nfxError, did_you_mean
 
 _COMMANDS = {
     "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
@@ -29,6 +29,13 @@ class _Commands(click.Group):
             return None
         return getattr(import_module(f"n2nfx.cli.{cmd_name}"), cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"there is no command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -45,7 +52,7 @@ class _Commands(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("n2nfx", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="n2nfx", prog_name="n2nfx")
 def main() -> None:
     """Model surgery over torch.fx graphs: sparse networks with exactly the weights asked for."""

@@ -122,4 +122,5 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **option
     if out is None:
         click.echo(f"Next: n2nfx {shlex.join(sys.argv[1:])} --out DIR   to keep it")
     else:
-        click.echo(f"Next: python -c 'import n2nfx; print(n2nfx.load({str(out)!r}).density)'")
+        code = f"import n2nfx; print(n2nfx.load({str(out)!r}).density)"
+        click.echo(f"Next: {shlex.join(['python', '-c', code])}")

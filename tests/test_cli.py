@@ -1,0 +1,217 @@
+"""The command line: in process through click's runner, and as a real subprocess."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import n2nfx
+from n2nfx.cli import main
+
+MLP = ["transform", "n2nfx:mlp", "--density", "0.2", "--skip-ratio", "0.5"]
+N = 3072 * 512 + 512 * 256 + 256 * 128 + 128 * 64
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "n2nfx", *arguments],
+        capture_output=True, text=True, env=os.environ | environment, check=False,
+    )  # fmt: skip
+
+
+def test_help_and_version_load_no_torch() -> None:
+    for argument in ("--help", "--version"):
+        code = (
+            "import sys\nfrom n2nfx.cli import main\n"
+            f"try: main([{argument!r}])\nexcept SystemExit: pass\n"
+            "loaded = {'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules)\n"
+            "assert not loaded, loaded"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_command_has_help_and_is_listed() -> None:
+    listed = run("--help").stdout
+    for command in ("transform", "models", "passes"):
+        assert command in listed
+        assert run(command, "--help").exit_code == 0
+
+
+def test_the_ledger_has_the_exact_budget_and_its_exact_split() -> None:
+    result = run(*MLP, "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    counts = data["counts"]
+    assert data["schema"] == "n2nfx.transform/1"
+    assert counts["reference"] == N
+    assert counts["kept"] == round(0.2 * N)
+    assert counts["skip"] == round(0.5 * counts["kept"])
+    assert counts["sequential"] + counts["skip"] == counts["kept"]
+    assert sum(row["kept"] for row in data["ledger"]) == counts["kept"]
+    assert sum(row["kept"] * row["uses"] for row in data["ledger"]) == counts["multiply_adds"]
+
+
+def test_the_tables_show_every_layer_skip_and_sum() -> None:
+    result = run(*MLP)
+    assert result.exit_code == 0
+    for piece in (
+        "512x3072",
+        "128x3072",
+        f"{round(0.2 * N):,}",
+        f"{N:,}",
+        "multiply-adds",
+        "Next:",
+    ):
+        assert piece in result.stdout
+
+
+def test_data_goes_to_stdout_and_narration_to_stderr() -> None:
+    result = process(*MLP, "--json")
+    assert result.returncode == 0
+    json.loads(result.stdout)
+    assert "tracing n2nfx:mlp" in result.stderr
+    assert "n2nskip{ratio=0.5" in result.stderr
+
+
+def test_a_name_in_two_zoos_says_which_was_taken() -> None:
+    result = run("transform", "resnet18", "--density", "0.1", "--input", "3,32,32", "--json")
+    assert "torchvision" in result.stderr
+    assert "timm:resnet18" in result.stderr
+    assert json.loads(result.stdout)["model"] == "torchvision:resnet18"
+
+
+def test_the_artifact_is_written_named_and_loads(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    result = run(*MLP, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    for name in ("plan.json", "weights.safetensors", "MANIFEST.sha256"):
+        assert str(out / name) in result.stdout
+    assert n2nfx.load(out).nnz == round(0.2 * N)
+
+
+def test_the_next_command_that_is_shown_works(tmp_path: Path) -> None:
+    out = tmp_path / "with space"
+    shown = process(*MLP, "--out", str(out)).stdout
+    (command,) = [line.removeprefix("Next: ") for line in shown.splitlines() if "Next:" in line]
+    command = command.replace("python", sys.executable, 1)
+    printed = subprocess.run(command, shell=True, check=True, capture_output=True, text=True)
+    assert float(printed.stdout) == round(0.2 * N) / N
+
+
+def test_a_directory_that_is_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    result = run(*MLP, "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.stderr
+    assert "tracing" not in result.stderr
+    assert run(*MLP, "--out", str(tmp_path), "--force").exit_code == 2
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_force_replaces_an_older_artifact(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert run(*MLP, "--out", out).exit_code == 0
+    assert run(*MLP, "--out", out).exit_code == 2
+    again = run("transform", "n2nfx:mlp", "--density", "0.1", "--out", out, "--force")
+    assert again.exit_code == 0, again.output
+    assert n2nfx.load(out).nnz == round(0.1 * N)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["transform", "resnet5O", "--density", "0.1"], 2, "resnet50"),
+        (["transform", "n2nfx:mlp", "--density", "1.5"], 2, "above 0 and at most 1"),
+        (["transform", "n2nfx:mlp", "--density", "0"], 2, "above 0 and at most 1"),
+        (["transform", "n2nfx:mlp", "--density", "nan"], 2, "density"),
+        (["transform", "n2nfx:mlp", "--density", "much"], 2, "much"),
+        (["transform", "n2nfx:mlp"], 2, "--density"),
+        ([*MLP[:4], "--skip-ratio", "1"], 2, "at least 0 and below 1"),
+        ([*MLP[:4], "--skip-ratio", "-0.1"], 2, "at least 0 and below 1"),
+        ([*MLP, "--pruner", "randm"], 2, "did you mean random"),
+        ([*MLP, "--hops", "0"], 2, "hops"),
+        ([*MLP, "--hops", "two"], 2, "two"),
+        ([*MLP, "--kernel", "2"], 2, "odd"),
+        ([*MLP, "--wiring", "papper"], 2, "paper"),
+        ([*MLP, "--init", "zero"], 2, "linear"),
+        ([*MLP, "--skip-ration", "0.5"], 2, "--skip-ratio"),
+        ([*MLP, "--hops", "9"], 3, "Hops that would do: 1, 2"),
+        ([*MLP[:2], "--density", "0.9", "--skip-ratio", "0.9"], 3, "hold at most 425,984"),
+        ([*MLP[:2], "--density", "0.001", "--floor", "1000"], 3, "1000"),
+        (["transfrom"], 2, "transform"),
+        (["models", "no-such-thing"], 2, "no-such-thing"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_a_line_that_says_what_would_work(
+    arguments: list[str], code: int, told: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert told in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_forward_that_cannot_be_traced_is_named_with_module_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.fc = torch.nn.Linear(4, 4)\n\n"
+        "    def forward(self, x):\n        if x.sum() > 0:\n            x = -x\n"
+        "        return self.fc(x)\n\n\ndef build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    result = process("transform", f"{file}:build", "--density", "0.5")
+    assert result.returncode == 3
+    assert "net.py:10" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    result = run(*MLP, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 3
+    assert "disk" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing_and_exits_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    result = run(*MLP, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_filters_and_passes_lists_arguments() -> None:
+    names = run("models", "n2nfx:*").stdout.split()
+    assert names == ["n2nfx:mlp", "n2nfx:resnet50_cifar", "n2nfx:vgg19_cifar"]
+    assert json.loads(run("models", "vgg19", "--json").stdout)["schema"] == "n2nfx.models/1"
+    assert "n2nskip{ratio hops=3" in run("passes").stdout
+    listed = json.loads(run("passes", "--json").stdout)["passes"]
+    assert {entry["name"] for entry in listed} >= {"n2nskip", "random", "resskip"}
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("n2nfx.transform.transform", broken)
+    result = run(*MLP)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
