@@ -67,6 +67,8 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
         raise DamagedFile(f"{path}: cannot be built again here: {error} ({_made(plan)})") from error
     if network.layers != plan.layers:
         raise DamagedFile(f"{path}: {_difference(network, plan)}")
+    network.module.graph.lint()
+    network.module.recompile()
     return network
 
 

@@ -9,7 +9,6 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from n2nfx.bind import bind, unbind, zero_masked
@@ -18,6 +17,7 @@ from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.outcome import Outcome
 from n2nfx.plan import Step, graph_sha256
 from n2nfx.spec import to_text
+from n2nfx.tracing import record
 
 _log = logging.getLogger(__name__)
 
@@ -57,25 +57,47 @@ class Facts:
 def _facts(network: Network, before: Facts | None = None) -> Facts:
     """The facts of a network; it runs only where its graph is not the one of `before`."""
     text = network.text()
-    known = before.outputs if before and before.text == text else None
+    if before is None:
+        outputs = _traced_outputs(network)
+    else:
+        outputs = before.outputs if before.text == text else output_shapes(network)
     return Facts(
         kept={row.weight: row.kept for row in network.ledger() if row.size},
         skips=frozenset(skip.name for skip in network.skips),
         text=text,
-        outputs=output_shapes(network) if known is None else known,
+        outputs=outputs,
         nodes=len(network.module.graph.nodes),
     )
 
 
+def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
+    """Shapes of all output tensors for two examples, as they were when the network was traced."""
+    specs = [node.meta["spec"] for node in network.module.graph.output_node().all_input_nodes]
+    leaves = pytree.tree_leaves(specs, is_leaf=lambda value: isinstance(value, tuple))
+    return tuple(leaf[0].shape for leaf in leaves if leaf is not None)
+
+
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all output tensors for two examples, from a run on fake tensors."""
-    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
-    with FakeTensorMode(), torch.no_grad():
-        fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors}
-        inputs = blank_inputs(network.inputs, batch=2)
-        result = torch.func.functional_call(network.module, fake, inputs)
-    leaves = pytree.tree_leaves(result)
-    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+    """Shapes of all output tensors for two examples, from a run without data.
+
+    It runs in evaluation, which is the quickest; shapes do not depend on the mode.
+    """
+    module = network.module
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    without_data = {name: tensor.to("meta") for name, tensor in tensors}
+    inputs = [value.to("meta") for value in blank_inputs(network.inputs, batch=2)]
+    modes = {part: part.training for part in module.modules()}
+    try:
+        with torch.no_grad():
+            result = torch.func.functional_call(module.eval(), without_data, tuple(inputs))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    found: dict[int, Tensor] = {}
+    for leaf in pytree.tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            found.setdefault(id(leaf), leaf)
+    return tuple(tuple(leaf.shape) for leaf in found.values())
 
 
 def _keeps_nnz(before: Facts, after: Facts) -> str | None:
@@ -160,6 +182,8 @@ def _own(network: Network) -> Network:
     """The network with a module of the pipeline's own, its masks not at work."""
     module = copy.deepcopy(network.module)
     unbind(module)
+    if any("spec" not in node.meta for node in module.graph.nodes if node.op != "output"):
+        module = record(module, blank_inputs(network.inputs)).module  # pickle drops the shapes
     return replace(network, module=module)
 
 

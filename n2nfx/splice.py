@@ -1,6 +1,7 @@
 """Edits the fx graph of a network: branches in, and what that needs before.
 
-Everything here works on the network's own module, in place; the pipeline has copied it before.
+Everything here works on the network's own module, in place: the pipeline has copied it before, and
+lints and recompiles it after.
 """
 
 import operator
@@ -50,7 +51,6 @@ def prepare(network: Network) -> None:
         module.add_module(name, inner)
         for node in nodes:
             _follow(module.graph, node, name)
-    module.recompile()
 
 
 def _follow(graph: fx.Graph, node: fx.Node, name: str) -> None:
@@ -73,8 +73,6 @@ def splice(network: Network, skips: Sequence[Skip]) -> None:
     surgeon = _Surgeon(network.module)
     for skip, source, target in ends:
         surgeon.join(skip, source, target)
-    network.module.graph.lint()
-    network.module.recompile()
 
 
 def _end(sites: Sites, name: str) -> Site:

@@ -1,67 +1,29 @@
-"""The artifact on disk: lossless, atomic, and never believed before it is checked."""
+"""The artifact on disk: lossless, and never believed before it is checked."""
 
-import contextlib
-import ctypes
 import errno
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
 import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from n2nfx import artifact
 from n2nfx.errors import CannotOperate, DamagedFile, UsageError
 
-WIDTHS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
 State = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
 
 
-def bits(tensor: Tensor) -> Tensor:
-    """A tensor's bits, which tell -0 from +0 and one NaN from another."""
-    return tensor.contiguous().view(WIDTHS[tensor.dtype])
-
-
-def masked(weight: Tensor, mask: Tensor) -> Tensor:
-    """The weight with +0 where the mask drops it, its other bits as they are."""
-    return torch.where(mask, bits(weight), 0).view(weight.dtype)
-
-
-def random_weight(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Any bits at all: infinities, negative zeros, subnormals and NaNs with payloads."""
-    width = torch.empty((), dtype=dtype).element_size()
-    data = np.random.default_rng(seed).bytes(math.prod(shape) * width)
-    integers = np.frombuffer(data, dtype=f"i{width}").copy()
-    return torch.from_numpy(integers).view(dtype).reshape(shape)
-
-
-def random_mask(shape: tuple[int, ...], density: float, seed: int) -> Tensor:
-    chosen = np.random.default_rng(seed + 1).random(math.prod(shape)) < density
-    return torch.from_numpy(chosen).reshape(shape)
-
-
 def sample(seed: int = 0) -> State:
-    """A small artifact with both codings, a fully kept weight, an empty one and plain tensors."""
+    """A small artifact with every coding, every dtype of a weight, and plain tensors."""
     generator = torch.Generator().manual_seed(seed)
     masks = {
         "sparse.weight": torch.rand(8, 5, 3, 3, generator=generator) < 0.05,
@@ -69,17 +31,15 @@ def sample(seed: int = 0) -> State:
         "full.weight": torch.ones(4, 4, dtype=torch.bool),
         "empty.weight": torch.zeros(30, 30, dtype=torch.bool),
     }
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     tensors = {
-        name: masked(torch.randn(mask.shape, generator=generator), mask)
-        for name, mask in masks.items()
+        name: torch.randn(mask.shape, generator=generator).where(mask, 0).to(dtype)
+        for (name, mask), dtype in zip(masks.items(), dtypes, strict=True)
     }
     tensors["bn.running_mean"] = torch.randn(6, generator=generator)
     tensors["bn.num_batches_tracked"] = torch.tensor(17 + seed)
-    return (
-        {"model": "resnet18", "steps": ["a", {"b": [1, 2.5, None]}], "seed": seed},
-        tensors,
-        masks,
-    )
+    plan = {"model": "resnet18", "steps": ["a", {"b": [1, 2.5, None]}], "seed": seed}
+    return plan, tensors, masks
 
 
 def same(found: artifact.Artifact, expected: State) -> bool:
@@ -92,14 +52,6 @@ def same(found: artifact.Artifact, expected: State) -> bool:
         and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
         and all(torch.equal(found.masks[name], masks[name]) for name in masks)
     )
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder, hidden or not: bytes of files, None for folders."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def sign(folder: Path) -> None:
@@ -119,98 +71,23 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, *words: str) -> None:
-    """Both readers refuse the directory with a DamagedFile whose message has the words."""
-    for reader in (artifact.read, artifact.verify):
-        with pytest.raises(DamagedFile) as caught:
-            reader(folder)
-        for word in words:
-            assert word in str(caught.value)
+    """The directory is refused with a DamagedFile whose message has the words."""
+    with pytest.raises(DamagedFile) as caught:
+        artifact.verify(folder)
+    for word in words:
+        assert word in str(caught.value)
 
 
 # Round trips
 
 
-def round_trip(
-    tensors: dict[str, Tensor], masks: dict[str, Tensor]
-) -> tuple[artifact.Artifact, dict[str, Tensor]]:
-    """What is read back, and what the weights file has by its own keys."""
-    with tempfile.TemporaryDirectory() as temporary:
-        target = Path(temporary) / "out"
-        artifact.write(target, {}, tensors, masks)
-        assert artifact.verify(target).keys() == set(artifact.RESERVED)
-        return artifact.read(target), load_file(target / artifact.WEIGHTS)
-
-
-@settings(max_examples=120, deadline=None)
-@given(
-    shape=st.lists(st.integers(0, 7), max_size=4).map(tuple),
-    dtype=st.sampled_from(list(WIDTHS)),
-    density=st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.8, 0.9, 0.99, 1.0]),
-    seed=st.integers(0, 2**32),
-)
-def test_any_weight_comes_back_bit_for_bit(
-    shape: tuple[int, ...], dtype: torch.dtype, density: float, seed: int
-) -> None:
-    mask = random_mask(shape, density, seed)
-    weight = masked(random_weight(shape, dtype, seed), mask)
-    found, _ = round_trip({"w": weight}, {"w": mask})
-    assert found.tensors["w"].dtype == dtype
-    assert torch.equal(bits(found.tensors["w"]), bits(weight))
-    assert torch.equal(found.masks["w"], mask)
-    assert found.plan["weights"]["w"]["kept"] == int(mask.sum())
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([0, 1, 253, 254, 255, 256, 509, 510, 511, 765, 1020]), max_size=6))
-def test_gaps_around_the_multiples_of_255(gaps: list[int]) -> None:
-    """The last gap is the one behind the last kept element."""
-    *inner, last = gaps or [0]
-    mask = torch.zeros(sum(inner) + len(inner) + last, dtype=torch.bool)
-    at = -1
-    for gap in inner:
-        at += gap + 1
-        mask[at] = True
-    weight = masked(random_weight(tuple(mask.shape), torch.float64, len(gaps)), mask)
-    found, stored = round_trip({"w": weight}, {"w": mask})
-    assert torch.equal(bits(found.tensors["w"]), bits(weight))
-    assert torch.equal(found.masks["w"], mask)
-    if "gap/w" in stored:
-        assert len(stored["gap/w"]) == sum(gap // 255 + 1 for gap in inner) + last // 255
-
-
-def test_the_gap_code_is_what_the_format_says() -> None:
-    mask = torch.zeros(800, dtype=torch.bool)
-    mask[[0, 1, 257, 513]] = True  # gaps 0, 0, 255, 255, and 286 behind
-    _, stored = round_trip({"w": mask.float()}, {"w": mask})
-    assert stored["gap/w"].tolist() == [0, 0, 255, 0, 255, 0, 255]
-    assert stored["val/w"].tolist() == [1, 1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("density", "forms"),
-    [(0.0, ["gap", "val"]), (0.02, ["gap", "val"]), (0.9, ["bits", "dense"]), (1.0, ["dense"])],
-)
-def test_the_smaller_form_is_stored(density: float, forms: list[str]) -> None:
-    mask = random_mask((50, 40), density, 3)
-    _, stored = round_trip({"w": mask.float()}, {"w": mask})
-    assert sorted(key.removesuffix("/w") for key in stored) == forms
-
-
-def test_negative_zero_is_kept_where_kept_and_dropped_where_dropped() -> None:
-    position = torch.arange(40)
-    for mask, form in ((position != 7, "dense/w"), (position == 7, "gap/w")):
-        found, stored = round_trip({"w": torch.full((40,), -0.0)}, {"w": mask})
-        assert form in stored
-        assert torch.equal(torch.signbit(found.tensors["w"]), mask)
-
-
 def test_a_large_weight_at_two_percent_costs_less_than_six_bytes_a_weight(tmp_path: Path) -> None:
-    mask = random_mask((512, 512, 3, 3), 0.02, 0)
+    mask = torch.rand(512, 512, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.02
     paths = artifact.write(tmp_path / "out", {}, {"w": mask.float()}, {"w": mask})
     assert sum(path.stat().st_size for path in paths) < 6 * int(mask.sum())
 
 
-def test_any_state_comes_back() -> None:
+def test_any_state_comes_back(tmp_path: Path) -> None:
     """Views, shared storage, a gradient, 0-d, empty, integers, and names that look like ours."""
     base = torch.arange(24.0).reshape(4, 6)
     tied = torch.nn.Parameter(torch.randn(5, 5))
@@ -236,7 +113,8 @@ def test_any_state_comes_back() -> None:
         "gap/": torch.zeros(60, dtype=torch.bool),
     }
     tensors |= {"x.gap.w": torch.tensor(2.0), "gap/": torch.zeros(60)}
-    found, _ = round_trip(tensors, masks)
+    artifact.write(tmp_path / "out", {}, tensors, masks)
+    found = artifact.read(tmp_path / "out")
     assert found.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found.tensors[name].dtype == tensor.dtype
@@ -253,8 +131,10 @@ def test_an_artifact_can_be_written_again_and_gives_the_same_bytes(
     found = artifact.read(folder)
     assert same(found, sample())
     plan = {key: value for key, value in found.plan.items() if key not in artifact.RESERVED}
-    artifact.write(tmp_path / "again", plan, found.tensors, found.masks)
-    assert snapshot(folder) == snapshot(tmp_path / "again")
+    paths = artifact.write(tmp_path / "again", plan, found.tensors, found.masks)
+    assert paths == tuple(tmp_path / "again" / path.name for path in paths)
+    assert {path.name for path in paths} == set(os.listdir(folder))
+    assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in paths)
 
 
 def test_the_files_are_what_they_are_said_to_be(folder: Path) -> None:
@@ -270,12 +150,11 @@ def test_the_files_are_what_they_are_said_to_be(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tensors_on_another_device_are_stored_and_come_back_on_the_cpu() -> None:
-    plan, tensors, masks = sample()
-    there = {name: tensor.cuda() for name, tensor in tensors.items()}
-    found, _ = round_trip(there, {name: mask.cuda() for name, mask in masks.items()})
-    found.plan.update(plan)
-    assert same(found, (plan, tensors, masks))
+def test_tensors_on_another_device_come_back_on_the_cpu(tmp_path: Path) -> None:
+    plan, *state = sample()
+    there = [{name: tensor.cuda() for name, tensor in part.items()} for part in state]
+    artifact.write(tmp_path / "out", plan, *there)
+    assert same(artifact.read(tmp_path / "out"), sample())
 
 
 # What is refused before writing
@@ -301,7 +180,7 @@ def test_a_plan_that_would_not_come_back_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=word):
         artifact.write(tmp_path / "out", plan, {}, {})
-    assert not snapshot(tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 ONES = torch.ones(3, 4)
@@ -313,9 +192,7 @@ ONES = torch.ones(3, 4)
         ({}, {"w": ONES.bool()}, UsageError, "no tensor of that name"),
         ({"w": ONES}, {"w": ONES}, UsageError, "torch.bool"),
         ({"w": ONES}, {"w": ONES.bool()[0]}, UsageError, "shape"),
-        ({"w": ONES}, {"w": ~ONES.bool()}, UsageError, "12 of the elements"),
-        ({"w": ONES * math.nan}, {"w": ~ONES.bool()}, UsageError, "bake"),
-        ({"w": ONES * 1e-40}, {"w": ~ONES.bool()}, UsageError, "bake"),
+        ({"w": ONES}, {"w": ~ONES.bool()}, UsageError, "'w' has 12 .*; bake"),
         ({"\ud800": ONES}, {}, UsageError, "UTF-8"),
         ({3: ONES}, {}, UsageError, "name"),
         ({"w": ONES.int()}, {"w": ONES.bool()}, CannotOperate, "int32"),
@@ -330,351 +207,43 @@ def test_arguments_that_cannot_be_stored_are_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=words):
         artifact.write(tmp_path / "out", {}, tensors, masks)
-    assert not snapshot(tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 # Where it is written
 
 
-def test_missing_parents_are_made(tmp_path: Path) -> None:
-    paths = artifact.write(tmp_path / "a" / "b" / "out", *sample())
-    assert [path.name for path in paths] == ["plan.json", "weights.safetensors", "MANIFEST.sha256"]
-    assert all(path.parent == tmp_path / "a" / "b" / "out" for path in paths)
-    assert same(artifact.read(tmp_path / "a" / "b" / "out"), sample())
-
-
-def test_an_existing_directory_is_replaced_only_with_force(folder: Path, tmp_path: Path) -> None:
-    before = snapshot(tmp_path)
+def test_an_artifact_is_replaced_only_with_force(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"art: exists already; --force \(force=True\)"):
+        artifact.require_free(folder, force=False)
     with pytest.raises(UsageError, match=r"art: exists already; --force \(force=True\)"):
         artifact.write(folder, *sample(1))
-    assert snapshot(tmp_path) == before
+    assert same(artifact.read(folder), sample())
+    artifact.require_free(folder, force=True)
     artifact.write(folder, *sample(1), force=True)
     assert same(artifact.read(folder), sample(1))
     assert os.listdir(tmp_path) == ["art"]
 
 
-def test_force_takes_an_empty_directory_and_a_new_one(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "new"):
-        artifact.write(tmp_path / name, *sample(), force=True)
-        assert same(artifact.read(tmp_path / name), sample())
-
-
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize(
-    "files",
-    [["notes.txt"], ["plan.json"], ["plan.json", "MANIFEST.sha256", "thesis.tex"], [".git/config"]],
-)
-def test_other_peoples_files_are_never_deleted(
-    tmp_path: Path, files: list[str], force: bool
-) -> None:
-    for file in files:
-        path = tmp_path / "out" / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("precious")
-    before = snapshot(tmp_path)
+@pytest.mark.parametrize("name", ["notes.txt", "plan.json"])
+def test_what_is_no_artifact_is_never_replaced(tmp_path: Path, name: str, force: bool) -> None:
+    (tmp_path / name).write_text("precious")
     with pytest.raises(UsageError, match="artifact"):
-        artifact.write(tmp_path / "out", *sample(), force=force)
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_file_is_never_replaced(tmp_path: Path, force: bool) -> None:
-    (tmp_path / "out").write_text("precious")
-    with pytest.raises(UsageError, match="is a file"):
-        artifact.write(tmp_path / "out", *sample(), force=force)
-    with pytest.raises(CannotOperate, match="is a file, not a dir"):
-        artifact.write(tmp_path / "out" / "below", *sample(), force=force)
-    assert snapshot(tmp_path) == {"out": b"precious"}
-
-
-def test_a_link_stays_a_link_and_its_target_is_replaced(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("art")
-    artifact.write(tmp_path / "link", *sample(1), force=True)
-    assert (tmp_path / "link").is_symlink()
-    assert same(artifact.read(folder), sample(1))
-
-
-def appear(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
-    """Let something happen at the target after the first look at it and before the rename."""
-    real = os.rename
-
-    def late(*arguments: Any) -> None:
-        monkeypatch.setattr(os, "rename", real)
-        action()
-        real(*arguments)
-
-    monkeypatch.setattr(os, "rename", late)
-
-
-def test_a_target_that_appears_meanwhile_is_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    appear(monkeypatch, lambda: artifact.write(tmp_path / "out", *sample(1)))
-    with pytest.raises(UsageError, match="appeared meanwhile"):
-        artifact.write(tmp_path / "out", *sample())
-    assert same(artifact.read(tmp_path / "out"), sample(1))
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_a_file_that_appears_in_the_old_artifact_meanwhile_saves_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    appear(monkeypatch, lambda: (folder / "notes.txt").write_text("precious"))
-    before = {**snapshot(tmp_path), "art/notes.txt": b"precious"}
-    with pytest.raises(UsageError, match=r"notes\.txt"):
-        artifact.write(folder, *sample(1), force=True)
-    assert snapshot(tmp_path) == before
-
-
-def test_writers_at_the_same_time_leave_one_whole_artifact(tmp_path: Path) -> None:
-    failures: list[BaseException] = []
-
-    def many(seed: int) -> None:
-        for _ in range(12):
-            try:
-                artifact.write(tmp_path / "out", *sample(seed), force=True)
-            except UsageError:
-                pass  # a look that fell into another's exchange: refused, and nothing lost
-            except BaseException as error:
-                failures.append(error)
-
-    threads = [threading.Thread(target=many, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert os.listdir(tmp_path) == ["out"]
-    found = artifact.read(tmp_path / "out")
-    assert any(same(found, sample(seed)) for seed in range(3))
-
-
-# Failing while writing
-
-
-def fail_at(
-    monkeypatch: pytest.MonkeyPatch, name: str, call: int, error: BaseException
-) -> list[int]:
-    """Let the call-th call of an os function raise; the list has the number of calls so far."""
-    real = getattr(os, name)
-    calls = [0]
-
-    def failing(*arguments: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call:
-            raise error
-        return real(*arguments)
-
-    monkeypatch.setattr(os, name, failing)
-    return calls
-
-
-def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "_exchange_at_once", lambda one, other: False)
-
-
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["full", "interrupt"])
-@pytest.mark.parametrize("old", ["none", "exchange", "renames"])
-@pytest.mark.parametrize(
-    ("function", "call"),
-    [
-        *[("fsync", call) for call in range(1, 6)],
-        *[("rename", call) for call in range(1, 5)],
-        ("mkdir", 2),  # the first finds the parent there
-    ],
-)
-def test_a_failure_at_any_step_leaves_everything_as_it_was(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    function: str,
-    call: int,
-    old: str,
-    error: BaseException,
-) -> None:
-    target = tmp_path / "art"
-    if old != "none":
-        artifact.write(target, *sample())
-    if old == "renames":
-        without_exchange(monkeypatch)
-    before = snapshot(tmp_path)
-    calls = fail_at(monkeypatch, function, call, error)
-    wanted = CannotOperate if isinstance(error, OSError) else KeyboardInterrupt
-    with contextlib.suppress(wanted):
-        artifact.write(target, *sample(1), force=True)
-    monkeypatch.undo()
-    if calls[0] < call:  # this way of writing does not take that step
-        assert same(artifact.read(target), sample(1))
-        assert os.listdir(tmp_path) == ["art"]
-    else:
-        assert snapshot(tmp_path) == before
-
-
-def test_a_failure_takes_away_the_parents_that_it_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "kept").mkdir()
-    fail_at(monkeypatch, "rename", 1, FULL)
-    with pytest.raises(CannotOperate, match="bytes are needed"):
-        artifact.write(tmp_path / "kept" / "a" / "b" / "out", *sample())
-    assert snapshot(tmp_path) == {"kept": None}
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (errno.ENOSPC, "the disk is full; [0-9]{4,} bytes are needed"),
-        (errno.EDQUOT, "quota is used up; [0-9]{4,} bytes are needed"),
-        (errno.EACCES, "you may not write there"),
-        (errno.EROFS, "read-only"),
-        (errno.EIO, os.strerror(errno.EIO)),
-    ],
-)
-def test_the_cause_of_a_failure_is_said_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
-) -> None:
-    fail_at(monkeypatch, "fsync", 1, OSError(code, os.strerror(code)))
-    with pytest.raises(CannotOperate, match=rf"out: cannot be written: .*{words}") as caught:
-        artifact.write(tmp_path / "out", *sample())
-    assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_a_file_system_that_cannot_sync_folders_will_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail_at(monkeypatch, "fsync", 5, OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
-    artifact.write(tmp_path / "out", *sample())
-    assert same(artifact.read(tmp_path / "out"), sample())
-
-
-def test_where_there_is_no_exchange_renames_do_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class OldLibrary:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-    monkeypatch.setattr(ctypes, "CDLL", OldLibrary)
-    artifact.write(folder, *sample(1), force=True)
-    assert same(artifact.read(folder), sample(1))
-    assert os.listdir(tmp_path) == ["art"]
-
-
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EACCES])
-def test_the_exchange_falls_back_only_where_it_is_not_to_be_had(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    class Library:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def renameat2(self, *_: object) -> int:
-            ctypes.set_errno(code)
-            return -1
-
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    if code == errno.EACCES:
-        with pytest.raises(CannotOperate, match="you may not write there"):
-            artifact.write(folder, *sample(1), force=True)
-    else:
-        artifact.write(folder, *sample(1), force=True)
-    assert same(artifact.read(folder), sample(0 if code == errno.EACCES else 1))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_really_full_disk_keeps_the_old_artifact(small_disk: Path) -> None:
-    artifact.write(small_disk / "art", *sample())
-    before = snapshot(small_disk)
-    plan, tensors, masks = sample(1)
-    tensors["large"] = torch.zeros(100_000)
-    for name, force in (("art", True), ("other", False)):
-        with pytest.raises(CannotOperate, match=r"the disk is full; 40[0-9]{4} bytes are needed"):
-            artifact.write(small_disk / name, plan, tensors, masks, force=force)
-        assert snapshot(small_disk) == before
-    assert same(artifact.read(small_disk / "art"), sample())
-
-
-# Two artifacts are written in turn by children that are killed: half of them each at one system
-# call after the other, half at random moments. After each kill the parent reads what is there.
-KILLS = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from n2nfx import artifact
-
-torch.set_num_threads(1)
-target = Path(sys.argv[1]) / "art"
-states = [({"turn": turn}, {"w": torch.full((40000,), turn + 1.0)}, {}) for turn in (0, 1)]
-functions = ("fsync", "rename", "unlink", "open", "mkdir", "rmdir")
-
-def die_at(step):
-    left = [step]
-    def counted(real):
-        def call(*arguments, **options):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-        return call
-    for name in functions:
-        setattr(os, name, counted(getattr(os, name)))
-
-def child(step):
-    if step:
-        die_at(step)
-    turn = artifact.read(target).plan["turn"]
-    while True:
-        turn = 1 - turn
-        artifact.write(target, *states[turn], force=True)
-
-artifact.write(target, *states[0])
-seen = set()
-for step in [*range(1, 40), *[0] * 40]:
-    pid = os.fork()
-    if pid == 0:
-        child(step)
-    if not step:
-        time.sleep(random.uniform(0.005, 0.06))
-        os.kill(pid, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    found = artifact.read(target)
-    turn = found.plan["turn"]
-    assert torch.equal(found.tensors["w"], states[turn][1]["w"])
-    seen.add(turn)
-    artifact.write(target, *states[turn], force=True)
-print(sorted(seen), len(list(target.parent.iterdir())) > 1)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs an exchange in one step")
-def test_a_killed_writer_leaves_the_old_or_the_new_artifact_whole(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[0, 1] True\n"  # both were seen, and some partial folder was left
+        artifact.require_free(tmp_path, force)
+    with pytest.raises(UsageError, match="artifact"):
+        artifact.write(tmp_path, *sample(), force=force)
+    assert os.listdir(tmp_path) == [name]
 
 
 # Damage
 
 
 def test_a_path_without_an_artifact(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "no such directory")
+    refused(tmp_path / "none", "No such file or directory")
     refused(tmp_path, "plan.json", "is missing")
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", "is not a directory")
+    refused(tmp_path / "file", "Not a directory")
 
 
 def test_a_flipped_bit_anywhere_is_noticed(folder: Path) -> None:
@@ -722,12 +291,11 @@ def test_bits_flipped_under_a_right_manifest_give_an_artifact_or_a_message(folde
             refused(folder)
         else:
             read += 1
-            artifact.verify(folder)
             for name, mask in found.masks.items():
                 weight = found.tensors[name]
                 assert mask.shape == weight.shape
                 assert int(mask.sum()) == found.plan["weights"][name]["kept"]
-                assert not bits(weight)[~mask].any()
+                assert not weight[~mask].view(torch.uint8).any()
         path.write_bytes(whole)
     assert 20 < read < 380
 
@@ -756,11 +324,9 @@ def test_files_of_two_artifacts_are_not_mixed(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> NoReturn:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(hashlib, "file_digest", broken)
-    refused(folder, "plan.json: cannot be read", os.strerror(errno.EIO))
+    broken = Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO)))
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    refused(folder, "MANIFEST.sha256: cannot be read", os.strerror(errno.EIO))
 
 
 @pytest.mark.parametrize(
@@ -840,52 +406,32 @@ HOSTILE: list[tuple[Any, dict[str, Tensor], str]] = [
     ({"w": 3}, {}, "needs shape"),
     ({"w": {"shape": [], "dtype": "float32"}}, {}, "needs shape"),
     ({"w": {"shape": [], "dtype": "float32", "kept": 0, "more": 1}}, {}, "needs shape"),
-    (declare("12", 0), {}, "no list of sizes"),
-    (declare([1.0], 0), {}, "no list of sizes"),
-    (declare([True], 0), {}, "no list of sizes"),
-    (declare([-1, -1], 0), {}, "no list of sizes"),
-    (declare([1] * 1000, 0), {}, "no list of sizes"),
-    (declare([2**50], 0), {}, "absurd"),
-    (declare([0, 2**62, 2**62], 0), {}, "absurd"),
+    (declare("12", 0), {}, "no weight has"),
+    (declare([1.0], 0), {}, "no weight has"),
+    (declare([True], 0), {}, "no weight has"),
+    (declare([-1, -1], 0), {}, "no weight has"),
+    (declare([1] * 1000, 0), {}, "no weight has"),
+    (declare([2**50], 0), {}, "no weight has"),
+    (declare([0, 2**62, 2**62], 0), {}, "no weight has"),
     (declare([4], 0, "complex64"), {}, "dtype"),
     (declare([4], 0, ["float32"]), {}, "dtype"),
-    (declare([4], 5), {}, "cannot keep"),
-    (declare([4], -1), {}, "cannot keep"),
+    (declare([4], 5), {"dense/w": torch.ones(4)}, "says 5"),
+    (declare([4], -1), {"dense/w": torch.ones(4)}, "says -1"),
     (declare([4], True), {}, "cannot keep"),
     (declare([4], "4"), {}, "cannot keep"),
     # Which entries there are
     (declare([4], 0), {}, "nothing stored"),
-    (declare([4], 0), {"gap/w": codes()}, "gap stored"),
-    (declare([4], 4), {"dense/w": torch.ones(4), **coded(codes(), torch.ones(0))}, "stored"),
+    (declare([4], 0), {"gap/w": codes(), "other/w": codes()}, "gap, other stored"),
     ({}, {"gap/w": codes()}, "'gap/w'"),
     ({}, {"w": codes()}, "'w'"),
     ({}, {"dense": codes()}, "'dense'"),
     ({}, {"other/w": codes()}, "'other/w'"),
     ({}, {"dense/w": torch.zeros(1, dtype=torch.float8_e4m3fn)}, "never written"),
     ({}, {"dense/w": torch.zeros(1, dtype=torch.complex64)}, "never written"),
-    # Gaps
-    (declare([4], 1), coded(codes(4), torch.ones(1)), "runs to 5"),
-    (declare([4], 1), coded(codes(255, 0), torch.ones(1)), "runs to 256"),
-    (declare([2**39], 0), coded(codes(), torch.ones(0)), "runs to 0"),
-    (declare([2**39], 1), coded(codes(0), torch.ones(1)), "runs to 1"),
-    (declare([256], 1), coded(codes(0), torch.ones(1)), "runs to 1"),
+    # Codes that are damaged, and codes of another weight than is declared
+    (declare([2**39], 0), coded(codes(), torch.ones(0)), "'w' has 549755813888 elements"),
     (declare([4], 2), coded(codes(0), torch.ones(1)), "says 2"),
-    (declare([4], 1), coded(codes(0, 0), torch.ones(1)), "2 positions and 1 values"),
-    (declare([4], 1), coded(codes(0), torch.ones(2)), "1 positions and 2 values"),
-    (declare([4], 1), coded(codes(0).int(), torch.ones(1)), "wrong dtype"),
-    (declare([4], 1), coded(codes(0)[None], torch.ones(1)), "wrong dtype"),
-    (declare([4], 1), coded(codes(0), torch.ones(1).double()), "wrong dtype"),
-    (declare([4], 1), coded(codes(0), torch.ones(1, 1)), "wrong dtype"),
-    # Dense weights
-    (declare([4], 4), {"dense/w": torch.ones(2, 2)}, "shape [2, 2]"),
-    (declare([4], 4), {"dense/w": torch.ones(4).half()}, "float16"),
     (declare([4], 3), {"dense/w": torch.ones(4)}, "says 3"),
-    (declare([4], 3), {"dense/w": torch.ones(4), "bits/w": codes(7)}, "not zero everywhere"),
-    (declare([4], 3), {"dense/w": torch.full((4,), -0.0), "bits/w": codes(7)}, "not zero"),
-    (declare([4], 2), {"dense/w": torch.zeros(4), "bits/w": codes(7)}, "says 2"),
-    (declare([4], 4), {"dense/w": torch.zeros(4), "bits/w": codes(23)}, "beyond its end"),
-    (declare([4], 3), {"dense/w": torch.zeros(4), "bits/w": codes(7, 0)}, "wrong dtype or length"),
-    (declare([4], 3), {"dense/w": torch.zeros(4), "bits/w": codes(7).char()}, "wrong dtype or"),
 ]
 
 
@@ -894,7 +440,7 @@ def test_hostile_content_with_a_right_manifest(
     tmp_path: Path, declared: Any, stored: dict[str, Tensor], words: str
 ) -> None:
     forge(tmp_path / "art", declared, stored)
-    refused(tmp_path / "art", words)
+    refused(tmp_path / "art", artifact.WEIGHTS if stored else "art", words)
 
 
 def test_what_the_forger_does_is_read_where_it_is_right(tmp_path: Path) -> None:
@@ -903,21 +449,6 @@ def test_what_the_forger_does_is_read_where_it_is_right(tmp_path: Path) -> None:
     found = artifact.read(tmp_path / "art")
     assert found.tensors["w"].flatten().nonzero().flatten().tolist() == [3, 259]
     assert found.masks["w"].sum() == 2
-
-
-@settings(max_examples=100, deadline=None)
-@given(gap=st.binary(max_size=40), total=st.integers(0, 12_000), kept=st.integers(0, 40))
-def test_random_bytes_as_gaps_are_decoded_or_refused(gap: bytes, total: int, kept: int) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "art"
-        forge(folder, declare([total], kept), coded(codes(*gap), torch.ones(kept)))
-        try:
-            found = artifact.read(folder)
-        except DamagedFile:
-            refused(folder)
-        else:
-            assert found.masks["w"].sum() == kept == sum(code != 255 for code in gap)
-            assert found.tensors["w"].shape == (total,)
 
 
 def header(text: bytes, data: bytes = b"") -> bytes:

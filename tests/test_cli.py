@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(
     monkeypatch.setattr(os, "fsync", no_space)
     result = run(*MLP, "--out", str(tmp_path / "out"))
     assert result.exit_code == 3
-    assert "disk" in result.stderr
+    assert "No space left on device" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

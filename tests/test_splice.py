@@ -184,6 +184,7 @@ def test_a_fused_norm_is_split_without_changing_a_bit() -> None:
     module = fused()
     network = n2nfx.trace(module, IMAGE)
     prepare(network)
+    network.module.recompile()
     assert "_1_act = self.1_act(_1)" in network.text()
     assert list(network.module.state_dict()) == list(module.state_dict())
     x = torch.randn(3, 3, 8, 8)

@@ -1,0 +1,196 @@
+"""A directory of files put in place at once, or not at all.
+
+The files are written beside it under a hidden name, made durable, and moved in by a rename;
+where an older directory stands, the two change names in one step, and what is foreign is given
+back untouched. (Where the system cannot exchange two directories in one step, being killed
+between two renames leaves the old one whole under a hidden name.) A writer that was killed leaves
+a hidden `.NAME.partial-*`, which is never read; none is cleaned away here, because it may be the
+work of another writer that is still alive.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from n2nfx.errors import CannotOperate, UsageError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a directory must look like to be ours, and so to be replaced.
+
+    It is empty, or has all files of `proof`; and it has no file that is not one of `names`.
+    """
+
+    noun: str  # with its article, for messages
+    names: tuple[str, ...]
+    proof: tuple[str, ...]
+
+
+def require_free(directory: Path, kind: Kind, force: bool) -> None:
+    """Raise UsageError where `put` would: where something stands that it may not replace."""
+    target = os.path.realpath(directory)
+    if not os.path.lexists(target):
+        return
+    if not os.path.isdir(target):
+        raise UsageError(f"{target}: is a file, not a directory; name another place")
+    if foreign := _what_is_foreign(Path(target), kind):
+        raise UsageError(
+            f"{target}: {foreign}, so neither --force nor force=True replaces it; "
+            "name another directory"
+        )
+    if not force:
+        raise UsageError(f"{target}: exists already; --force (force=True) replaces it")
+
+
+def put(directory: Path, contents: Mapping[str, bytes], kind: Kind, *, force: bool = False) -> None:
+    """Make a directory of exactly these files, so that it is at every moment the old or the new.
+
+    Missing parents are made, and a link is followed. Raises UsageError (`require_free`, or the
+    directory came to be meanwhile) and CannotOperate (a full disk, no permission); after either,
+    everything is as it was.
+    """
+    require_free(directory, kind, force)
+    target = Path(os.path.realpath(directory))
+    try:
+        _put(target, contents, kind, force)
+    except OSError as error:
+        size = sum(len(data) for data in contents.values())
+        raise CannotOperate(
+            f"{target}: cannot be written: {error.strerror}; it needs {size} bytes; nothing was "
+            "changed; name another directory"
+        ) from error
+
+
+def _what_is_foreign(directory: Path, kind: Kind) -> str:
+    """Why a directory must not be replaced; empty for one of ours and for an empty one."""
+    try:
+        names = set(os.listdir(directory))
+    except OSError as error:
+        return f"cannot be looked into ({error.strerror})"
+    if others := names.difference(kind.names):
+        return f"holds {min(others)!r}, which is no part of {kind.noun}"
+    if names and not names.issuperset(kind.proof):
+        return f"is not {kind.noun}: it lacks {' or '.join(kind.proof)}"
+    return ""
+
+
+def _put(target: Path, contents: Mapping[str, bytes], kind: Kind, force: bool) -> None:
+    """Write the files beside the target and move them in; undo everything on any failure."""
+    missing = [folder for folder in target.parents if not os.path.lexists(folder)]
+    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
+        _write_files(partial, contents)
+        _move_in(partial, target, kind, force)
+    except BaseException:
+        _discard(partial, kind)
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    _discard(partial, kind)  # after an exchange this is the directory that was replaced
+
+
+def _write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for name, data in contents.items():
+        with (folder / name).open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the folder's names durable; a few network file systems cannot, and say EINVAL."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _move_in(partial: Path, target: Path, kind: Kind, force: bool) -> None:
+    """Give the finished folder its name; what stood there before is then at `partial`."""
+    exchanged = _rename_or_exchange(partial, target, force)
+    try:
+        # Somebody may have put files there since the first look.
+        if exchanged and (foreign := _what_is_foreign(partial, kind)):
+            raise UsageError(f"{target}: {foreign}, so it is not replaced; name another directory")
+        _sync_folder(target.parent)
+    except BaseException:
+        if exchanged:
+            _exchange(partial, target)
+        else:
+            os.rename(target, partial)
+        raise
+
+
+def _rename_or_exchange(partial: Path, target: Path, force: bool) -> bool:
+    """Move in by a rename, which replaces an empty folder at most; with force, by an exchange."""
+    try:
+        os.rename(partial, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not force:
+            raise UsageError(
+                f"{target}: appeared meanwhile; --force (force=True) replaces it"
+            ) from error
+        _exchange(partial, target)
+        return True
+    return False
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change names: in one step where the system can, else in three."""
+    if _exchange_at_once(one, other):
+        return
+    aside = one.with_name(f"{one.name}.aside")
+    try:
+        os.rename(other, aside)
+        os.rename(one, other)
+        os.rename(aside, one)
+    except BaseException:
+        if os.path.lexists(aside):
+            if os.path.lexists(other):
+                os.rename(other, one)
+            os.rename(aside, other)
+        raise
+
+
+def _exchange_at_once(one: Path, other: Path) -> bool:
+    """Linux renameat2(RENAME_EXCHANGE); False where the libc or the file system has none."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def _discard(folder: Path, kind: Kind) -> None:
+    """Delete a folder with our files, and nothing that somebody else put there."""
+    for name in kind.names:
+        with contextlib.suppress(OSError):
+            os.unlink(folder / name)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
