@@ -37,8 +37,7 @@ def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -
     if graph_sha256(network) != plan.graph_sha256:
         raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
     _load_state(path, network, found.tensors)
-    network = replace(network, masks=Masks(found.masks))
-    _check_counts(path, network, plan)
+    network = replace(network, masks=_masks(path, network, plan, found.masks))
     bind(network)
     return network
 
@@ -73,20 +72,19 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
 
 
 def _reference(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
-    name = plan.origin.get("name")
+    origin = plan.origin
     example = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
     if model is not None:
-        return replace(network_of(model, example=example), origin=plan.origin)
-    if name is None or ".py:" in name:
-        made = f"the module {plan.origin.get('class')}" if name is None else name
+        return replace(network_of(model, example=example), origin=origin)
+    if origin.name is None or ".py:" in origin.name:
+        made = origin.name or f"the module {origin.module_class}"
         raise CannotOperate(f"it was made from {made}, which must be handed in: load(..., model=)")
-    shape = plan.origin.get("input_shape")
     return network_of(
-        name,
+        origin.name,
         example=example,
-        seed=plan.origin.get("seed", 0),
-        num_classes=plan.origin.get("num_classes"),
-        input_shape=tuple(shape) if shape else None,
+        seed=origin.seed,
+        num_classes=origin.num_classes,
+        input_shape=origin.input_shape,
     )
 
 
@@ -126,25 +124,29 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
         what = f"{min(missing)} is missing" if missing else f"{min(unknown)} is not the model's"
         raise DamagedFile(f"{path / artifact.WEIGHTS}: {what}")
     for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
+        here = own[name]
+        if (here.shape, here.dtype) != (tensor.shape, tensor.dtype):
             raise DamagedFile(
-                f"{path / artifact.WEIGHTS}: {name} has shape {tuple(tensor.shape)}, the model's "
-                f"has {tuple(own[name].shape)}"
+                f"{path / artifact.WEIGHTS}: {name} is {tensor.dtype} {tuple(tensor.shape)}, the "
+                f"model's is {here.dtype} {tuple(here.shape)}"
             )
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
 
 
-def _check_counts(path: Path, network: Network, plan: Plan) -> None:
-    kept = {row.weight: row.kept for row in network.ledger() if row.size}
-    wrong = [name for name in {*kept, *plan.kept} if kept.get(name) != plan.kept.get(name)]
-    if wrong:
-        name = min(wrong)
-        raise DamagedFile(
-            f"{path / artifact.PLAN}: {name} keeps {plan.kept.get(name)} weights by the plan, "
-            f"{kept.get(name)} by its mask"
-        )
+def _masks(path: Path, network: Network, plan: Plan, found: dict[str, Tensor]) -> Masks:
+    """The masks in the ledger's order, each of its weight's shape, with the counts of the plan."""
+    sizes = {row.weight: row.size for row in network.ledger() if row.size}
+    masks = Masks({name: found[name] for name in sizes if name in found})
+    kept = {name: masks.counts.get(name, size) for name, size in sizes.items()}
+    for name in sorted({*kept, *plan.kept, *found}):
+        if name not in kept or kept[name] != plan.kept.get(name):
+            raise DamagedFile(
+                f"{path / artifact.PLAN}: {name} keeps {plan.kept.get(name)} weights by the plan, "
+                f"{kept.get(name)} by its mask"
+            )
+    return masks
 
 
 def _made(plan: Plan) -> str:

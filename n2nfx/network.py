@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from n2nfx.budget import Allocation
-from n2nfx.errors import CannotOperate
+from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.masks import Masks, Ranking
 
-__all__ = ["CannotOperate", "InputSpec", "Layer", "Network", "Probe", "Row", "Skip"]
+__all__ = ["CannotOperate", "InputSpec", "Layer", "Network", "Origin", "Probe", "Row", "Skip"]
 
 INPUT = "input"  # the name of l = 0, the network's input, as the source of a skip
 
@@ -98,6 +98,10 @@ class InputSpec:
     shape: tuple[int, ...]
     dtype: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UsageError(f"input {self.name}: torch has no dtype {self.dtype!r}")
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself; `dtype` is its name, such as float32."""
@@ -131,6 +135,17 @@ class Row(NamedTuple):
     uses: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a network's module came from: a model's name and how it was built, or else a class."""
+
+    name: str | None = None
+    module_class: str | None = None
+    seed: int = 0
+    num_classes: int | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """What lies on the table: a traced module, its reference layers, and what is kept of them.
@@ -147,7 +162,7 @@ class Network:
     skips: tuple[Skip, ...] = ()
     scores: Ranking | None = None
     allocation: Allocation | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -227,17 +242,20 @@ class Network:
 
     def text(self) -> str:
         """The graph, one node a line: stable, readable, and the same for the same network."""
-        return "\n".join(_line(node) for node in self.module.graph.nodes) + "\n"
+        return "\n".join(_line(self.module, node) for node in self.module.graph.nodes) + "\n"
 
 
-def _line(node: fx.Node) -> str:
+def _line(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "placeholder":
         return f"{node.name} = input"
     if node.op == "output":
         return f"return {_argument(node.args[0])}"
     arguments = [_argument(value) for value in node.args]
     arguments += [f"{key}={_argument(value)}" for key, value in node.kwargs.items()]
-    return f"{node.name} = {_callee(node)}({', '.join(arguments)})"
+    line = f"{node.name} = {_callee(node)}({', '.join(arguments)})"
+    if node.op != "call_module":
+        return line
+    return f"{line}  # {type(module.get_submodule(str(node.target))).__name__}"
 
 
 def _callee(node: fx.Node) -> str:

@@ -5,11 +5,10 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from n2nfx.network import InputSpec, Layer, Network, Skip
+from n2nfx.network import InputSpec, Layer, Network, Origin, Skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    origin: dict[str, Any]
+    origin: Origin
     seed: int
     versions: dict[str, str]
     inputs: tuple[InputSpec, ...]
@@ -59,7 +58,7 @@ class Plan(BaseModel):
 def make_plan(network: Network, steps: Sequence[Step], seed: int, graph: str) -> Plan:
     """The plan of a network that the steps made; `graph` is its graph's hash, masks unbound."""
     return Plan(
-        origin=dict(network.origin),
+        origin=network.origin,
         seed=seed,
         versions=versions(),
         inputs=network.inputs,

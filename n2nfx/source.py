@@ -1,15 +1,13 @@
 """A reference network from a model's name or from a module, and how to find it again."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from n2nfx import models
 from n2nfx.errors import UsageError
-from n2nfx.network import Network
+from n2nfx.network import Network, Origin
 from n2nfx.tracing import record, trace
 from n2nfx.tracing.trace import Example
 
@@ -32,20 +30,18 @@ def network_of(
         return from_model(
             models.build(model, seed=seed, num_classes=num_classes, input_shape=input_shape),
             example,
-            {"seed": seed, "num_classes": num_classes, "input_shape": input_shape},
+            Origin(seed=seed, num_classes=num_classes, input_shape=input_shape),
         )
     if example is None:
         raise UsageError("a module needs an example input: example=torch.randn(1, 3, 224, 224)")
-    origin = {"name": None, "class": f"{type(model).__module__}.{type(model).__qualname__}"}
-    return replace(trace(model, example), origin=origin)
+    made_of = f"{type(model).__module__}.{type(model).__qualname__}"
+    return replace(trace(model, example), origin=Origin(module_class=made_of))
 
 
-def from_model(
-    built: models.Model, example: Example | None, arguments: Mapping[str, Any]
-) -> Network:
+def from_model(built: models.Model, example: Example | None, origin: Origin) -> Network:
     """The reference network of a model that was just built, which nobody else holds."""
     for note in built.notes:
         _log.info("%s", note)
     _log.info("tracing %s", built.name)
     network = record(built.module, built.example if example is None else example)
-    return replace(network, origin={"name": built.name, **arguments}, notes=built.notes)
+    return replace(network, origin=replace(origin, name=built.name), notes=built.notes)

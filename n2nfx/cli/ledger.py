@@ -18,7 +18,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
     plan = outcome.plan.model_dump(mode="json")
     network = outcome.network
     return {
-        "model": network.origin.get("name"),
+        "model": network.origin.name,
         "notes": list(network.notes),
         "counts": plan["counts"],
         "density": network.density,
@@ -63,7 +63,7 @@ def _skips(outcome: Outcome) -> Table:
 
 def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
     network, counts = outcome.network, outcome.counts
-    table = _table(str(network.origin["name"]), *("asked", "count", "of", "share"), left=1)
+    table = _table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
     table.add_row(
         "weights",
         f"{asked['density']:.4%}",

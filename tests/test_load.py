@@ -1,0 +1,216 @@
+"""Saved and loaded: the same network to the last bit, or an error that names the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import n2nfx
+from n2nfx import artifact
+from n2nfx.errors import DamagedFile, N2nfxError
+from n2nfx.network import Network
+from n2nfx.outcome import Outcome
+from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem
+from n2nfx.pipeline import Pipeline
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for into, out in ((3, 8), (8, 8), (8, 12), (12, 12)):
+        layers += [nn.Conv2d(into, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+
+
+def small() -> Outcome:
+    return n2nfx.transform(chain(), density=0.3, skip_ratio=0.5, hops=(2,), example=IMAGE)
+
+
+def same(one: Network, other: Network) -> None:
+    """Equal in every way that can be seen: text, names, masks, outputs in both modes, buffers."""
+    assert one.text() == other.text()
+    assert one.layers == other.layers
+    assert one.skips == other.skips
+    assert one.nnz == other.nnz
+    assert list(one.masks) == list(other.masks)
+    for name, mask in one.masks.items():
+        assert torch.equal(mask, other.masks[name])
+    x = torch.randn(2, *one.inputs[0].shape[1:])
+    for training in (False, True):
+        seen = []
+        for network in (one, other):
+            torch.manual_seed(0)
+            seen.append(network.module.train(training)(x))
+        assert torch.equal(*seen)
+    state = other.module.state_dict()
+    for name, value in one.module.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        N2NSkip(ratio=0.5, hops=(2,)),
+        N2NSkip(ratio=0.3, hops=(1, 2), wiring="joint", pattern="identity", branch_norm="batch"),
+        N2NSkip(ratio=0.1, hops=(2,), wiring="linear", init="zero", placement="blocks", kernel=1),
+        ResSkip(hops=(2,)),
+    ],
+)
+def test_every_kind_of_skip_survives(operation: N2NSkip | ResSkip, tmp_path: Path) -> None:
+    module = chain()
+    network = n2nfx.trace(module, IMAGE)
+    outcome = Pipeline([RandomPruning(density=0.3), operation])(network, seed=3)
+    outcome.save(tmp_path / "out")
+    same(outcome.network, n2nfx.load(tmp_path / "out", module))
+
+
+@pytest.mark.parametrize("name", ["n2nfx:mlp", "resnet18", "timm:resnet18", "timm:resnetv2_18"])
+def test_a_named_model_is_built_again(name: str, tmp_path: Path) -> None:
+    shape = None if name == "n2nfx:mlp" else (3, 32, 32)
+    outcome = n2nfx.transform(name, density=0.05, skip_ratio=0.5, input_shape=shape, seed=7)
+    outcome.save(tmp_path / "out")
+    same(outcome.network, n2nfx.load(tmp_path / "out"))
+
+
+def test_a_pass_that_edits_the_graph_is_replayed(tmp_path: Path) -> None:
+    network = n2nfx.trace(n2nfx.models.build("resnet18").module, IMAGE)
+    passes = [SmallInputStem(), RandomPruning(density=0.1), N2NSkip(ratio=0.5)]
+    outcome = Pipeline(passes)(network, seed=5)
+    outcome.save(tmp_path / "out")
+    fresh = n2nfx.models.build("resnet18", seed=9).module
+    same(outcome.network, n2nfx.load(tmp_path / "out", fresh))
+
+
+def test_trained_weights_are_what_is_saved(tmp_path: Path) -> None:
+    outcome = small()
+    module = outcome.network.module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+    outcome.save(tmp_path / "out")
+    same(outcome.network, n2nfx.load(tmp_path / "out", chain()))
+
+
+def test_half_precision_and_tied_weights_survive(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    example = torch.zeros(1, 6, dtype=torch.bfloat16)
+    module = Tied().bfloat16()
+    outcome = n2nfx.transform(module, density=0.5, example=example)
+    outcome.save(tmp_path / "out")
+    again = n2nfx.load(tmp_path / "out", Tied().bfloat16())
+    x = torch.randn(3, 6).bfloat16()
+    assert torch.equal(outcome.network.module(x), again.module(x))
+    assert again.module.get_parameter("first.weight") is again.module.get_parameter("second.weight")
+
+
+def test_the_plan_says_how_it_was_made(tmp_path: Path) -> None:
+    outcome = n2nfx.transform("n2nfx:mlp", density=0.2, skip_ratio=0.5, seed=4)
+    outcome.save(tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert (plan["origin"]["name"], plan["origin"]["seed"]) == ("n2nfx:mlp", 4)
+    assert plan["counts"]["kept"] == outcome.network.nnz
+    assert sum(plan["kept"].values()) == outcome.network.nnz
+    assert [step["spec"].partition("{")[0] for step in plan["steps"]] == ["random", "n2nskip"]
+    assert plan["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_module_must_be_handed_in_again_and_the_error_says_so(tmp_path: Path) -> None:
+    small().save(tmp_path / "out")
+    with pytest.raises(N2nfxError, match="model="):
+        n2nfx.load(tmp_path / "out")
+
+
+def test_a_file_that_an_artifact_names_is_never_run_by_loading(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import pathlib, torch\npathlib.Path(__file__).with_suffix('.ran').touch()\n"
+        "def build():\n    return torch.nn.Linear(4, 4), torch.zeros(1, 4)\n"
+    )
+    n2nfx.transform(f"{file}:build", density=0.5).save(tmp_path / "out")
+    file.with_suffix(".ran").unlink()
+    with pytest.raises(N2nfxError, match="model="):
+        n2nfx.load(tmp_path / "out")
+    assert not file.with_suffix(".ran").exists()
+    assert n2nfx.load(tmp_path / "out", f"{file}:build").nnz == 8
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()),
+        nn.Sequential(*list(chain())[:-1], nn.Linear(12, 6)),
+        nn.Sequential(*list(chain()), nn.Linear(5, 5)),
+        nn.Sequential(*list(chain())[:-3], nn.AdaptiveMaxPool2d(1), *list(chain())[-2:]),
+        nn.Linear(3, 3),
+    ],
+)
+def test_a_wrong_model_is_told_from_the_recorded_one(wrong: nn.Module, tmp_path: Path) -> None:
+    small().save(tmp_path / "out")
+    with pytest.raises(DamagedFile, match=str(tmp_path / "out")):
+        n2nfx.load(tmp_path / "out", wrong)
+
+
+def _rewritten(folder: Path, target: Path, **changes: object) -> Path:
+    """A copy of an artifact with other values in its plan, its hashes right."""
+    found = artifact.read(folder)
+    plan = {key: value for key, value in found.plan.items() if key not in artifact.RESERVED}
+    artifact.write(target, plan | changes, found.tensors, found.masks)
+    return target
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"graph_sha256": "0" * 64},
+        {"kept": {}},
+        {"layers": []},
+        {"steps": []},
+        {"steps": [{"spec": "evil{}"}]},
+        {"inputs": [{"name": "x", "shape": "wide", "dtype": "float32"}]},
+        {"inputs": [{"name": "x", "shape": [1, 3, 8, 8], "dtype": "__dict__"}]},
+        {"inputs": []},
+        {"origin": {"name": "no-such-model"}},
+        {"origin": {"name": 3}},
+        {"origin": {}},
+        {"seed": "many"},
+        {"more": 1},
+    ],
+)
+def test_a_plan_that_does_not_fit_is_a_damaged_file(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    small().save(tmp_path / "out")
+    damaged = _rewritten(tmp_path / "out", tmp_path / "damaged", **changes)
+    with pytest.raises(N2nfxError) as error:
+        n2nfx.load(damaged, None if "origin" in changes else chain())
+    assert str(damaged) in str(error.value) or "model=" in str(error.value)
+
+
+def test_missing_and_foreign_tensors_are_named(tmp_path: Path) -> None:
+    small().save(tmp_path / "out")
+    found = artifact.read(tmp_path / "out")
+    plan = {key: value for key, value in found.plan.items() if key not in artifact.RESERVED}
+    bias = {name: value for name, value in found.tensors.items() if name != "0.bias"}
+    for case, tensors in (
+        ("0.bias", bias),
+        ("extra", found.tensors | {"extra": torch.zeros(1)}),
+        ("0.bias", found.tensors | {"0.bias": torch.zeros(3)}),
+        ("0.bias", found.tensors | {"0.bias": torch.zeros(8, dtype=torch.float64)}),
+    ):
+        artifact.write(tmp_path / "damaged", plan, tensors, found.masks, force=True)
+        with pytest.raises(DamagedFile, match=case):
+            n2nfx.load(tmp_path / "damaged", chain())
