@@ -50,8 +50,11 @@ class Options:
     kernel: int | Literal["target"] = "target"
 
     def __post_init__(self) -> None:
-        if not self.hops or any(type(hop) is not int or hop < 1 for hop in self.hops):
-            raise UsageError(f"hops must be whole numbers from 1 on, not {self.hops}")
+        whole = isinstance(self.hops, tuple) and all(type(hop) is int for hop in self.hops)
+        if not whole or not self.hops or min(self.hops) < 1:
+            raise UsageError(
+                f"hops must be a tuple of whole numbers from 1 on, such as (3,), not {self.hops!r}"
+            )
         _check("placement", self.placement, get_args(Placement))
         _check("wiring", self.wiring, get_args(Wiring))
         if self.kernel != "target" and (type(self.kernel) is not int or self.kernel % 2 == 0):

@@ -186,7 +186,16 @@ def test_blocks_lie_end_to_end_and_stages_take_each_change_of_resolution_once() 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"hops": ()}, {"hops": (0,)}, {"placement": "all"}, {"wiring": "papper"}, {"kernel": 2}],
+    [
+        {"hops": ()},
+        {"hops": (0,)},
+        {"hops": 3},
+        {"hops": [3]},
+        {"hops": (2.0,)},
+        {"placement": "all"},
+        {"wiring": "papper"},
+        {"kernel": 2},
+    ],
 )
 def test_an_option_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
