@@ -8,35 +8,39 @@ import torch
 from torch import Tensor, fx, nn
 
 from n2nfx.errors import CannotOperate
-from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedWeight, keep
+from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Network
-from n2nfx.tracing.layers import weight_operand
 
 
 def bind(network: Network) -> None:
     """Let the masks act in the network's module, in place.
 
-    A layer becomes its masked class; between a weight and the function that uses it directly
+    A layer becomes its masked class; between a weight that is read directly and those who read it
     comes a `MaskedWeight`. Weights with a full mask stay plain. Every name stays; a weight that
-    is not used where its mask can act is refused.
+    is used where its mask cannot act is refused.
     """
     module, counts = network.module, network.masks.counts
     layers, reads = _layers_by_weight(module), _reads_by_weight(module)
+    others = _others_by_weight(module)
     for name, mask in network.masks.items():
         weight = module.get_parameter(name)
         if counts[name] == weight.numel():
             continue
-        acting = mask.to(weight.device)
-        at_layers = layers.get(id(weight), [])
-        at_reads = [node for node in reads.get(id(weight), []) if _operand_of(node)]
+        at_layers, at_reads = layers.get(id(weight), []), reads.get(id(weight), [])
         if not at_layers and not at_reads:
             raise CannotOperate(f"the mask of {name} would act nowhere: no layer uses it")
+        if id(weight) in others:
+            raise CannotOperate(
+                f"the mask of {name} cannot act in {others[id(weight)]}, which shares the weight; "
+                "give each a weight of its own"
+            )
+        acting = mask.to(weight.device, copy=True)  # a loaded state must not reach the network's
         for layer in at_layers:
             layer.__class__ = MASKED_CLASS[type(layer)]
             layer.register_buffer(MASK, acting)
         if at_reads:
-            _mask_reads(module, f"{name.replace('.', '_')}_masked", acting, at_reads)
+            _mask_reads(module, name, acting, at_reads)
     module.recompile()
 
 
@@ -58,21 +62,30 @@ def _reads_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
     return found
 
 
-def _operand_of(node: fx.Node) -> list[fx.Node]:
-    """The calls that use a node's value as their weight."""
-    return [user for user in node.users if weight_operand(user) is node]
+def _others_by_weight(module: fx.GraphModule) -> dict[int, str]:
+    """Which called module, if any, uses each parameter in a way that no mask can act on."""
+    found: dict[int, str] = {}
+    for node in module.graph.nodes:
+        if node.op != "call_module":
+            continue
+        called = module.get_submodule(str(node.target))
+        if type(called) not in MASKED_CLASS:
+            told = f"{node.target} ({type(called).__name__})"
+            found.update((id(parameter), told) for parameter in called.parameters())
+    return found
 
 
-def _mask_reads(module: fx.GraphModule, name: str, mask: Tensor, nodes: list[fx.Node]) -> None:
-    """Put a `MaskedWeight` between a weight that is read and the calls that it is for."""
-    module.add_module(name, MaskedWeight(mask))
-    for node in nodes:
-        users = _operand_of(node)
+def _mask_reads(module: fx.GraphModule, name: str, mask: Tensor, reads: list[fx.Node]) -> None:
+    """Put one `MaskedWeight` between a weight that is read and all its readers."""
+    masked = f"{name.replace('.', '_')}_masked"
+    while hasattr(module, masked):
+        masked += "_"
+    module.add_module(masked, MaskedWeight(mask))
+    for node in reads:
         with module.graph.inserting_after(node):
-            kept = module.graph.call_module(name, (node,))
+            kept = module.graph.call_module(masked, (node,))
         kept.meta.update(node.meta)
-        for user in users:
-            user.replace_input_with(node, kept)
+        node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
 
 
 def unbind(module: fx.GraphModule) -> None:
@@ -91,10 +104,30 @@ def unbind(module: fx.GraphModule) -> None:
 
 def bake(network: Network) -> Network:
     """A copy of the network with the masked weights zero and every module plain again."""
-    module = copy.deepcopy(network.module)
+    masks, module = masks_at_work(network), copy.deepcopy(network.module)
     unbind(module)
-    zero_masked(module, network.masks)
-    return replace(network, module=module)
+    zero_masked(module, masks)
+    return replace(network, module=module, masks=masks)
+
+
+def masks_at_work(network: Network) -> Masks:
+    """The masks that act in the module: the network's own, until a state with others is loaded."""
+    module = network.module
+    acting = {
+        id(layer.weight): layer.get_buffer(MASK)
+        for layer in module.modules()
+        if type(layer) in PLAIN_CLASS
+    }
+    for node in module.graph.nodes:
+        masked = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(masked, MaskedWeight):
+            acting[id(module.get_parameter(str(node.args[0].target)))] = masked.mask
+    return Masks(
+        {
+            name: acting.get(id(module.get_parameter(name)), mask).to(mask.device, copy=True)
+            for name, mask in network.masks.items()
+        }
+    )
 
 
 def zero_masked(module: nn.Module, masks: Masks) -> None:
@@ -102,7 +135,7 @@ def zero_masked(module: nn.Module, masks: Masks) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             weight = module.get_parameter(name)
-            weight.copy_(keep(weight, mask.to(weight.device)))
+            weight.masked_fill_(mask.to(weight.device).logical_not(), 0.0)
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:

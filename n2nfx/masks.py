@@ -116,17 +116,17 @@ def _select_globally(
             "a global allocation compares scores across layers, and a random order has none; "
             "allocate by uniform, er or erk"
         )
-    scores = [ranking.scores[layer.weight].reshape(-1).double() for layer in layers]
     floors = bounds(layers, total, allocation)
-    floored = [
-        score.masked_fill(ranking.best(layer, floor), torch.inf)
-        for layer, score, floor in zip(layers, scores, floors, strict=True)
-    ]
-    kept = top_k(torch.cat(floored), total).split([layer.size for layer in layers])
+    kept = torch.cat(
+        [ranking.best(layer, floor) for layer, floor in zip(layers, floors, strict=True)]
+    )
+    scores = [ranking.scores[layer.weight].reshape(-1).double().cpu() for layer in layers]
+    kept[~kept] = top_k(torch.cat(scores)[~kept], total - sum(floors))
+    parts = kept.split([layer.size for layer in layers])
     return Masks(
         {
-            layer.weight: mask.reshape(layer.weight_shape).clone()
-            for layer, mask in zip(layers, kept, strict=True)
+            layer.weight: part.reshape(layer.weight_shape).clone()
+            for layer, part in zip(layers, parts, strict=True)
         }
     )
 
@@ -143,11 +143,14 @@ def top_k(scores: Tensor, count: int) -> Tensor:
         raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
     if count in (0, size):
         return torch.full((size,), count == size, dtype=torch.bool)
-    threshold = np.partition(scores.detach().cpu().numpy(), size - count)[size - count]
-    kept = (scores > float(threshold)).cpu()
-    ties = (scores == float(threshold)).cpu().nonzero().reshape(-1)
-    kept[ties[: count - int(torch.count_nonzero(kept))]] = True
-    return kept
+    if scores.dtype == torch.bfloat16:
+        scores = scores.float()  # numpy has no bfloat16
+    values = scores.detach().cpu().numpy()
+    threshold = np.partition(values, size - count)[size - count]
+    kept = values > threshold
+    ties = np.flatnonzero(values == threshold)
+    kept[ties[: count - np.count_nonzero(kept)]] = True
+    return torch.from_numpy(kept)
 
 
 def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
@@ -166,17 +169,21 @@ def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
     return kept
 
 
-# Four rounds make a Feistel network of random functions pseudorandom (Luby and Rackoff 1988).
+# Four rounds make a Feistel network of random functions pseudorandom (Luby and Rackoff 1988), if
+# its halves have more than a few bits: of 5 indices, six rounds keep some 10% more often.
 _ROUNDS = 6
+_FEW = 1024
 
 
 def _permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
     """Where a keyed permutation of range(size) sends the positions.
 
     A Feistel network permutes the next power of two; what falls outside range(size) walks on
-    along its cycle until it is inside (fewer than two steps on average).
+    along its cycle until it is inside (fewer than two steps on average). A few are shuffled whole.
     """
-    bits = max((size - 1).bit_length(), 2)
+    if size <= _FEW:
+        return np.random.Philox(key=key).random_raw(size).argsort(kind="stable")[positions]
+    bits = (size - 1).bit_length()
     where = _feistel(positions, bits, key)
     outside = np.flatnonzero(where >= size)
     while outside.size:

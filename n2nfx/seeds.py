@@ -7,8 +7,9 @@ import numpy as np
 
 def derive(seed: int, *names: str) -> int:
     """A 64-bit seed for one named purpose; other names or another seed give an unrelated one."""
-    text = "\0".join((str(seed), *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    # Escaped, no name holds the byte that joins them.
+    text = b"\0".join(part.encode("unicode_escape") for part in (str(seed), *names))
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:

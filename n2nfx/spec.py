@@ -6,7 +6,7 @@ default has changed.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,7 +26,7 @@ def to_text(operation: Any) -> str:
 
 
 def _value(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def from_text(text: str, known: Mapping[str, type]) -> Any:
@@ -40,7 +40,7 @@ def from_text(text: str, known: Mapping[str, type]) -> Any:
     name = match["name"]
     if name not in known:
         raise UsageError(f"there is no pass {name!r}{did_you_mean(name, known)}")
-    return _build(known[name], name, dict(map(_split, (match["fields"] or "").split())))
+    return _build(known[name], name, map(_split, (match["fields"] or "").split()))
 
 
 def _split(pair: str) -> tuple[str, str]:
@@ -50,13 +50,15 @@ def _split(pair: str) -> tuple[str, str]:
     return key, value
 
 
-def _build(cls: type, name: str, given: dict[str, str]) -> Any:
+def _build(cls: type, name: str, given: Iterable[tuple[str, str]]) -> Any:
     types = get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     arguments: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in given:
         if key not in fields:
             raise UsageError(f"{name} takes no argument {key!r}{did_you_mean(key, fields)}")
+        if key in arguments:
+            raise UsageError(f"{name}: {key} is given twice")
         parts = value.split(",") if get_origin(types[key]) is tuple else value
         try:
             arguments[key] = TypeAdapter(types[key]).validate_python(parts)

@@ -63,6 +63,11 @@ class N2NSkip:
     def __call__(self, network: Network, probe: Probe) -> Network:
         if network.skips:
             raise CannotOperate("the network has skips already; give N2NSkip all hops at once")
+        if network.masks and network.scores is None:
+            raise CannotOperate(
+                "the network's masks came without the ranking that chose them, so that it cannot "
+                "be asked for fewer; prune and add skips in one pipeline"
+            )
         share = split(network.nnz, self.ratio)
         if share.skip == 0:
             return network
@@ -87,11 +92,18 @@ class N2NSkip:
         sizes = [skip.size for skip in branches]
         shares = apportion(sizes, total, [0] * len(sizes), sizes)
         norm = self.branch_norm == "batch"
-        return tuple(
+        skips = tuple(
             replace(skip, nnz=nnz, branch_norm=norm)
             for skip, nnz in zip(branches, shares, strict=True)
             if nnz > 0
         )
+        tokens = [skip.target for skip in skips if skip.kind == "linear" and skip.places]
+        if norm and tokens:
+            raise CannotOperate(
+                f"{tokens[0]} has its channels last, where a batch norm would take places for "
+                "channels; branch_norm 'none' would do"
+            )
+        return skips
 
     def _mask(self, skip: Skip, seed: int) -> Tensor:
         """Which neurons a branch joins."""

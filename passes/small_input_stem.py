@@ -26,26 +26,29 @@ class SmallInputStem:
     def __call__(self, network: Network, probe: Probe) -> Network:
         if network.masks or network.skips:
             raise CannotOperate("change the stem before pruning: its weights are others then")
-        first = network.layers[0]
-        stem = network.module.get_submodule(first.name) if first.kind == "conv" else None
+        first = next((layer.name for layer in network.layers), "none")
+        stem = dict(network.module.named_modules()).get(first)
         if not isinstance(stem, nn.Conv2d):
-            raise CannotOperate(f"the first layer, {first.name}, is not a 2-d convolution")
-        network.module.set_submodule(first.name, _small(stem, probe.seed, first.weight))
+            raise CannotOperate(f"the first layer ({first}) is not a 2-d convolution module")
+        small = _small(stem, probe.seed, network.layers[0].weight)
+        network.module.set_submodule(first, small)
         _drop_pool(network.module)
         changed = record(network.module, blank_inputs(network.inputs))
         return replace(changed, origin=network.origin, notes=network.notes)
 
 
 def _small(stem: nn.Conv2d, seed: int, name: str) -> nn.Conv2d:
-    shape = (stem.out_channels, stem.in_channels, 3, 3)
-    small = nn.Conv2d(shape[1], shape[0], 3, padding=1, bias=stem.bias is not None)
-    drawn = generator(seed, "init", name).standard_normal(shape)
+    like = stem.weight
+    small = nn.Conv2d(
+        stem.in_channels, stem.out_channels, 3, padding=1, groups=stem.groups,
+        bias=stem.bias is not None, device="meta", dtype=like.dtype,
+    ).to_empty(device=like.device)  # fmt: skip
+    drawn = generator(seed, "init", name).standard_normal(small.weight.shape)
     with torch.no_grad():
-        small.weight.copy_(torch.from_numpy(drawn) * (2.0 / (shape[0] * 9)) ** 0.5)
+        small.weight.copy_(torch.from_numpy(drawn) * (2.0 / (stem.out_channels * 9)) ** 0.5)
         if small.bias is not None:
             small.bias.zero_()
-    like = stem.weight
-    return small.to(device=like.device, dtype=like.dtype).train(stem.training)
+    return small.train(stem.training)
 
 
 def _drop_pool(module: fx.GraphModule) -> None:

@@ -43,16 +43,16 @@ def layer_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> La
     if used is None:
         return None
     name, weight, kind, transposed = used
-    reads, writes = _shape(node.all_input_nodes[0]), _shape(node)
-    places = (reads if transposed else writes)[1:] if kind == "conv" else writes[:-1]
+    source = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(source, fx.Node)
     return Layer(
         name=name,
         kind=kind,
         weight=names[id(weight)],
         weight_shape=tuple(weight.shape),
-        reads=reads,
-        writes=writes,
-        uses=prod(places),
+        reads=_shape(source),
+        writes=_shape(node),
+        uses=_uses(source if transposed else node, kind),
     )
 
 
@@ -91,6 +91,13 @@ def weight_operand(node: fx.Node) -> fx.Node | None:
 def _attribute(module: nn.Module, path: str) -> Any:
     prefix, _, name = path.rpartition(".")
     return getattr(module.get_submodule(prefix), name)
+
+
+def _uses(node: fx.Node, kind: Literal["conv", "linear"]) -> int:
+    """Places of a node's value for one example, wherever the batch is among its dimensions."""
+    channels = 1 if kind == "conv" else -1
+    small, large = (prod(spec.shape) // spec.shape[channels] for spec in node.meta["spec"])
+    return large - small or small  # the same for every batch: it is used once, not per example
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -7,11 +7,12 @@ that happens to it (buffers, caches, hooks) happens to the user's.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
@@ -34,22 +35,40 @@ class Recorder(TorchFunctionMode):
         self.scope: list[str] = [""]
         self._model = model
         self._paused = False
-        self._device: torch.device | None = None
+        self._device = torch.device("cpu")
+        self._autocast = False
+        self._attributes = _attributes(model)
         # Tensors are known by identity; the list keeps them alive, so that no id is used twice.
+        self._names = {id(tensor): name for name, tensor in self._attributes}
+        self._versions = {id(tensor): tensor._version for _, tensor in self._attributes}
         self._refs: dict[int, Ref] = {}
-        self._alive: list[Tensor] = []
-        self._names = {id(tensor): name for name, tensor in _attributes(model)}
-        self._alive.extend(tensor for _, tensor in _attributes(model))
+        self._alive = [tensor for _, tensor in self._attributes]
 
-    def run(self, args: tuple[Any, ...], names: Sequence[str]) -> Tape:
-        """Run the model's forward on fake inputs and give the tape."""
-        self._device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
-        for name, arg in zip(names, args, strict=True):
-            self._write("placeholder", name, (), {}, arg)
+    def run(self, inputs: Mapping[str, Tensor], by_name: bool = False) -> Tape:
+        """Run the model's forward on fake inputs, given in order or by name, and give the tape."""
+        self._device = next(iter(inputs.values())).device
+        self._autocast = self._autocasts()
+        for name, value in inputs.items():
+            self._write("placeholder", name, (), {}, value)
+        state = set(map(id, self._model.state_dict(keep_vars=True).values()))
         with self._modules_report(), _no_custom_function(), self:
-            result = self._model(*args)
+            result = self._model(**inputs) if by_name else self._model(*inputs.values())
         self._write("output", "output", (self._encode(result),), {}, None)
+        self._refuse_replaced(state)
         return self.tape
+
+    def _refuse_replaced(self, state: Container[int]) -> None:
+        """A graph assigns nothing, so what forward assigned would not be there at its next call.
+
+        Only where that matters: a cache, neither saved nor read before it is made anew, does not.
+        """
+        for name, tensor in self._attributes:
+            matters = id(tensor) in state or id(tensor) in self._refs
+            if matters and operator.attrgetter(name)(self._model) is not tensor:
+                raise CannotOperate(
+                    f"it puts another tensor in the place of {name}, which a graph cannot: "
+                    f"change it in place ({name}.copy_(...))"
+                )
 
     # What torch calls become.
 
@@ -65,13 +84,47 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch.nn.functional.multi_head_attention_forward:
             return self._through_attention(func, args, kwargs)
+        self._refuse_contexts()
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__set__":
             attribute = getattr(getattr(func, "__self__", None), "__name__", "an attribute")
             raise CannotOperate(f"assigning to the tensor attribute .{attribute} cannot be traced")
+        if name == "register_hook":
+            raise CannotOperate("a hook on a tensor cannot be traced, its graph would not have it")
         if name == "__setitem__" or _has_tensor(result):
+            result = self._own(result)
             self._write(*_call(func, name, args, kwargs, self._encode), result)
+        return result
+
+    def _refuse_contexts(self) -> None:
+        """A graph has no contexts, so what one does to the calls inside would be lost."""
+        if torch.is_inference_mode_enabled():
+            raise CannotOperate("torch.inference_mode inside forward cannot be traced")
+        if self._autocasts() != self._autocast:
+            raise CannotOperate(
+                "torch.autocast inside forward cannot be traced; put it around the model"
+            )
+
+    def _autocasts(self) -> bool:
+        kind = self._device.type
+        return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+    def _refuse_without_gradient(self, *tensors: Tensor) -> None:
+        if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise CannotOperate(
+                "torch.no_grad inside forward cannot be traced: the graph would send gradients "
+                "there; use .detach() on the result, or requires_grad_(False) on the weights"
+            )
+
+    def _own(self, result: Any) -> Any:
+        """The result, or an alias of it where a call gave back a tensor that it did not change.
+
+        Dropout does so in evaluation only, and the two modes have to name the same tensors.
+        """
+        known = isinstance(result, Tensor) and id(result) in self._versions
+        if known and self._versions[id(result)] == result._version:
+            return result.view_as(result)
         return result
 
     def _through_attention(
@@ -109,17 +162,20 @@ class Recorder(TorchFunctionMode):
         if self._paused:
             return forward(*args, **kwargs)
         self.scope.append(name)  # stays there when the call fails, to say where it did
-        if name and is_leaf(module):
-            encoded = self._encode(args), self._encode(kwargs)
-            self._paused = True
-            try:
-                result = forward(*args, **kwargs)
-            finally:
-                self._paused = False
-            self._write("call_module", name, *encoded, result)
-        else:
+        if not name or not is_leaf(module):
             result = forward(*args, **kwargs)
+            self.scope.pop()
+            return result
+        self._refuse_contexts()
+        self._refuse_without_gradient(*module.parameters())
+        encoded = self._encode(args), self._encode(kwargs)
+        self._paused = True
+        try:
+            result = self._own(forward(*args, **kwargs))
+        finally:
+            self._paused = False
         self.scope.pop()
+        self._write("call_module", name, *encoded, result)
         return result
 
     # What tensors become.
@@ -137,6 +193,7 @@ class Recorder(TorchFunctionMode):
         """
         if isinstance(result, Tensor):
             self._refs[id(result)] = ref
+            self._versions[id(result)] = result._version
             self._alive.append(result)
             return
         for key, item in _items(result):
@@ -144,6 +201,8 @@ class Recorder(TorchFunctionMode):
 
     def _encode(self, value: Any) -> Any:
         """The value with every tensor replaced by its reference; refuses what cannot be written."""
+        if isinstance(value, np.generic):
+            return value.item()
         if value is None or value is Ellipsis or isinstance(value, _CONSTANTS):
             return value
         if isinstance(value, Tensor):
@@ -161,6 +220,7 @@ class Recorder(TorchFunctionMode):
         raise CannotOperate(f"a {type(value).__name__} among the arguments cannot be traced")
 
     def _reference(self, tensor: Tensor) -> Ref:
+        self._refuse_without_gradient(tensor)
         ref = self._refs.get(id(tensor))
         if ref is not None:
             return ref

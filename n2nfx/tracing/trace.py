@@ -2,19 +2,26 @@
 
 import copy
 import inspect
+import logging
 import random
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeCopyMode,
+    FakeTensorMode,
+)
 
-from n2nfx.errors import CannotOperate, N2nfxError
+from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
 from n2nfx.graphmodule import WholeGraphModule
 from n2nfx.network import InputSpec, Network, blank_inputs
 from n2nfx.tracing.layers import find_layers
@@ -23,9 +30,15 @@ from n2nfx.tracing.recorder import Recorder
 from n2nfx.tracing.tape import Tape
 from n2nfx.tracing.unify import GraphWriter, Run, unify
 
-# Two sizes tell a number that depends on the batch from one that does not. Neither is 1, which
-# batch norm refuses in training and broadcasting treats apart.
-_BATCHES = (2, 3)
+# Two sizes tell a number that depends on the batch from one that does not, in both modes; neither
+# is 1, which batch norm refuses in training. Two more show a forward that treats a single example
+# apart, or that does with the batch what no line through two points tells (B // 2).
+_RUNS = (
+    *(Run(training, batch) for training in (False, True) for batch in (2, 3)),
+    *(Run(False, batch) for batch in (1, 61)),
+)
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -51,45 +64,74 @@ def trace(model: nn.Module, example: Example) -> Network:
 
 def record(model: nn.Module, example: Example) -> Network:
     """`trace` without the copy: the network's module shares the given one's parts."""
-    inputs = _input_specs(model, example)
+    named = _named(model, example)
     _refuse_lost_hooks(model)
-    tape = unify(_tapes(model, inputs))
-    writer = GraphWriter(tape)
-    module = WholeGraphModule(model, writer.write(), type(model).__name__)
-    for name, switch in writer.switches.items():
-        module.add_module(name, switch.train(model.training))
-    module.recompile()
-    return Network(module=module, layers=find_layers(module), inputs=inputs)
+    _refuse_taken_names(model)
+    call = _Call(
+        tuple(_spec(name, value) for name, value in named.items()),
+        next(iter(named.values())).device,
+        by_name=isinstance(example, Mapping),
+    )
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _random_untouched(), _quiet(), torch.enable_grad():
+        copies = zip(_RUNS, _fake_copies(model, fake_mode), strict=False)
+        tapes = {run: _record_one(fake, fake_mode, call, run) for run, fake in copies}
+    writer = GraphWriter(unify(tapes))
+    graph = writer.write()
+    for path, switch in writer.switches.items():
+        owner, _, name = path.rpartition(".")
+        module = model.get_submodule(owner)
+        module.add_module(name, switch.train(module.training))
+    module = WholeGraphModule(model, graph, type(model).__name__)
+    return Network(module=module, layers=find_layers(module), inputs=call.inputs)
 
 
-def _input_specs(model: nn.Module, example: Example) -> tuple[InputSpec, ...]:
-    """Names, shapes and dtypes of the example's tensors, in the order forward takes them."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
+@dataclass(frozen=True)
+class _Call:
+    """What a model is called with: its inputs, where they are, and whether they go by name."""
+
+    inputs: tuple[InputSpec, ...]
+    device: torch.device
+    by_name: bool
+
+
+def _named(model: nn.Module, example: Example) -> dict[str, Tensor]:
+    """The example's tensors by name, in the order forward takes them."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except ValueError as error:
+        raise CannotOperate(
+            f"the forward of {type(model).__name__} is not written in Python, so it has no trace"
+        ) from error
     if isinstance(example, Mapping):
-        named = [(p.name, example[p.name]) for p in parameters if p.name in example]
-        unknown = set(example) - {name for name, _ in named}
+        named = {p.name: example[p.name] for p in parameters if p.name in example}
+        unknown = [str(name) for name in example if name not in named]
         if unknown:
-            raise CannotOperate(f"forward of {type(model).__name__} takes no {sorted(unknown)}")
+            near = did_you_mean(unknown[0], [p.name for p in parameters])
+            raise CannotOperate(
+                f"forward of {type(model).__name__} takes no {', '.join(unknown)}{near}"
+            )
     else:
-        tensors = [example] if isinstance(example, Tensor) else list(example)
+        tensors: list[Any] = list(example) if isinstance(example, list | tuple) else [example]
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         names += [f"input_{index}" for index in range(len(names), len(tensors))]
-        named = list(zip(names, tensors, strict=False))
-    for name, value in named:
+        named = dict(zip(names, tensors, strict=False))
+    for name, value in named.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             raise CannotOperate(f"the example input {name} must be a tensor with a batch dimension")
     if not named:
         raise CannotOperate("an example input is needed to trace a model")
-    return tuple(
-        InputSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for name, value in named
-    )
+    return named
+
+
+def _spec(name: str, value: Tensor) -> InputSpec:
+    return InputSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
 
 
 def _refuse_lost_hooks(model: nn.Module) -> None:
     """A graph calls the leaves of a model only, so a hook on a block would never be called."""
     for name, module in model.named_modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        hooked = any(getattr(module, hooks) for hooks in _HOOKS)
         if hooked and name and not is_leaf(module):
             raise CannotOperate(
                 f"{name} ({type(module).__name__}) has a hook, which its graph would never call, "
@@ -97,60 +139,74 @@ def _refuse_lost_hooks(model: nn.Module) -> None:
             )
 
 
-def _tapes(model: nn.Module, inputs: tuple[InputSpec, ...]) -> dict[Run, Tape]:
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _random_untouched(), torch.enable_grad():
-        try:
-            fake = _fake_copy(model, fake_mode)
-        except Exception as error:
+def _refuse_taken_names(model: nn.Module) -> None:
+    """A GraphModule has attributes of its own (graph, code) that nothing else can be called."""
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if hasattr(WholeGraphModule, name):
             raise CannotOperate(
-                f"{type(model).__name__} cannot be copied for tracing: {error}"
-            ) from error
-        runs = [Run(training, batch) for training in (False, True) for batch in _BATCHES]
-        return {run: _record_one(fake, fake_mode, inputs, run) for run in runs}
+                f"{type(model).__name__} calls a part of it {name}, as every graph module calls "
+                "something else; rename it"
+            )
 
 
-def _fake_copy(model: nn.Module, fake_mode: FakeTensorMode) -> nn.Module:
-    """A copy with fake tensors for real ones, and without hooks: they are not ours to call."""
-    with FakeCopyMode(fake_mode):
-        fake = copy.deepcopy(model)
-    for module in fake.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        module._backward_hooks.clear()
-        module._backward_pre_hooks.clear()
-    return fake
-
-
-def _record_one(
-    fake: nn.Module, fake_mode: FakeTensorMode, inputs: tuple[InputSpec, ...], run: Run
-) -> Tape:
+def _record_one(fake: nn.Module, fake_mode: FakeTensorMode, call: _Call, run: Run) -> Tape:
     recorder = Recorder(fake.train(run.training))
     with fake_mode:
-        args = blank_inputs(inputs, run.batch)
+        with call.device:
+            blanks = blank_inputs(call.inputs, run.batch)
+        inputs = {spec.name: blank for spec, blank in zip(call.inputs, blanks, strict=True)}
         try:
-            return recorder.run(args, [spec.name for spec in inputs])
+            return recorder.run(inputs, by_name=call.by_name)
         except Exception as error:
-            raise CannotOperate(_explain(error, fake, recorder.scope, args)) from error
+            raise CannotOperate(_explain(error, fake, recorder.scope, blanks)) from error
 
 
-def _explain(error: Exception, model: nn.Module, scope: list[str], args: tuple[Any, ...]) -> str:
+def _fake_copies(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[nn.Module]:
+    """Copies with fake tensors for real ones, and without hooks: they are not ours to call.
+
+    They share the fake tensors, and nothing else: what one run leaves behind (a cache), the next
+    does not find.
+    """
+    real = [*model.parameters(), *model.buffers()]
+    try:
+        with FakeCopyMode(fake_mode):
+            fakes = dict(zip(map(id, real), copy.deepcopy(real), strict=True))
+        while True:
+            with FakeCopyMode(fake_mode):
+                fake = copy.deepcopy(model, dict(fakes))
+            for module in fake.modules():
+                for hooks in _HOOKS:
+                    getattr(module, hooks).clear()
+            yield fake
+    except Exception as error:
+        raise CannotOperate(
+            f"{type(model).__name__} cannot be copied for tracing: {error}"
+        ) from error
+
+
+def _explain(error: Exception, model: nn.Module, scope: list[str], inputs: Sequence[Tensor]) -> str:
     """Where a forward stopped, why, and what to try."""
-    modules = dict(model.named_modules())
-    module = f"{scope[-1] or 'the model'} ({type(modules[scope[-1]]).__name__})"
-    shapes = ", ".join(str(tuple(arg.shape)) for arg in args)
-    if isinstance(error, N2nfxError):
-        reason = str(error)
-    elif type(error).__name__ == "DataDependentOutputException":
-        reason = "the forward looks at the values of a tensor, which a graph cannot follow"
-    else:
-        reason = (
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        )
+    stopped_in = f"{scope[-1] or 'the model'} ({type(model.get_submodule(scope[-1])).__name__})"
+    shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+    where = ", ".join(filter(None, (f"in {stopped_in}", _line_at_fault(error))))
     return (
-        f"the forward of {type(model).__name__} cannot be traced: {reason} "
-        f"[in {module}, {_line_at_fault(error)}; inputs {shapes}]. "
-        "Try an example input of the right shape and dtype, or trace a part of the model"
+        f"the forward of {type(model).__name__} cannot be traced: {_reason(error)} "
+        f"[{where}; inputs {shapes}]"
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, N2nfxError):
+        return str(error)
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return (
+            "it looks at the values of a tensor, which a graph cannot follow; compute with tensors "
+            "throughout (torch.where), or trace a part of the model"
+        )
+    first_line = next(iter(str(error).strip().splitlines()), "no message")
+    return (
+        f"{type(error).__name__}: {first_line}; try an example input of the right shape and dtype, "
+        "or trace a part of the model"
     )
 
 
@@ -164,16 +220,33 @@ def _line_at_fault(error: Exception) -> str:
         if not Path(frame.filename).is_relative_to(ours)
         and not Path(frame.filename).is_relative_to(torchs)
     ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "in torch's own code"
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let torch not log the traceback of what `_explain` says in a sentence."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 @contextmanager
 def _random_untouched() -> Iterator[None]:
-    """Leave every random generator that a forward may draw from as it was."""
+    """Leave every random generator as it was, and refuse draws that a graph would freeze."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
             yield
+            same = map(np.array_equal, numpy, np.random.get_state())
+            if random.getstate() != python or not all(same):
+                raise CannotOperate(
+                    "forward draws from the generator of Python or numpy, and the graph would keep "
+                    "what it drew while traced; draw with torch"
+                )
         finally:
             random.setstate(python)
             np.random.set_state(numpy)

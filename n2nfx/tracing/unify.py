@@ -6,7 +6,7 @@ mode it becomes a switch that looks at `training`. No symbolic shapes are needed
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,36 +68,53 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
     """
     runs = list(tapes)
     one = Tape()
-    lengths = {len(tape.entries) for tape in tapes.values()}
+    # No tape ends before the others without a disagreement: the last entry of each is its output.
     for entries in zip(*(tape.entries for tape in tapes.values()), strict=False):
         try:
             one.write(_unify_entries(runs, entries))
         except Disagreement as error:
-            raise CannotOperate(_parting(runs, entries)) from error
-    if len(lengths) > 1:
-        raise CannotOperate("forward takes other steps in training than in evaluation")
+            raise CannotOperate(_parting(dict(zip(runs, entries, strict=True)))) from error
     return one
 
 
-def _parting(runs: Sequence[Run], entries: Sequence[Entry]) -> str:
-    where = f"in {entries[0].scope}" if entries[0].scope else "at the top of forward"
-    differs = {run.training: entry.target for run, entry in zip(runs, entries, strict=True)}
-    cause = "the mode (train or eval)" if len(set(map(str, differs.values()))) > 1 else "the batch"
-    return f"{where}: what forward does depends on {cause}, and not by a number alone"
+def _parting(entries: Mapping[Run, Entry]) -> str:
+    """Where the runs part, and whether the batch or the mode parts them."""
+    modes = [[run for run in entries if run.training is training] for training in (False, True)]
+    alone = [_meet({run: entries[run] for run in mode}) for mode in modes if mode]
+    cause = "the mode (train or eval)" if all(alone) else "the batch size"
+    steps = list(dict.fromkeys(_step(entry) for entry in entries.values()))
+    how = f"{steps[0]} gets other arguments" if len(steps) == 1 else f"next is {' or '.join(steps)}"
+    return f"what forward does depends on {cause}, and not by a whole number alone: {how}"
+
+
+def _meet(entries: Mapping[Run, Entry]) -> bool:
+    try:
+        _unify_calls(list(entries), list(entries.values()))
+    except Disagreement:
+        return False
+    return True
+
+
+def _step(entry: Entry) -> str:
+    name = getattr(entry.target, "__name__", str(entry.target))
+    return f"{name} ({f'in {entry.scope}' if entry.scope else 'at the top of forward'})"
 
 
 def _unify_entries(runs: Sequence[Run], entries: Sequence[Entry]) -> Entry:
     first = entries[0]
+    args, kwargs = _unify_calls(runs, entries)
+    value = _pair_specs(runs, [entry.value for entry in entries])
+    return Entry(first.op, first.target, args, kwargs, value, first.scope)
+
+
+def _unify_calls(
+    runs: Sequence[Run], entries: Sequence[Entry]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    first = entries[0]
     if any((entry.op, entry.target) != (first.op, first.target) for entry in entries):
         raise Disagreement
-    return Entry(
-        first.op,
-        first.target,
-        _unify(runs, [entry.args for entry in entries]),
-        _unify(runs, [entry.kwargs for entry in entries]),
-        _pair_specs(runs, [entry.value for entry in entries]),
-        first.scope,
-    )
+    args = _unify(runs, [entry.args for entry in entries])
+    return args, _unify(runs, [entry.kwargs for entry in entries])
 
 
 def _unify(runs: Sequence[Run], values: Sequence[Any]) -> Any:
@@ -130,18 +147,37 @@ def _same(value: Any, other: Any) -> bool:
 
 def _bridge(runs: Sequence[Run], values: Sequence[Any]) -> Any:
     """A number of the batch, a switch of the mode, or a disagreement."""
-    if any(isinstance(value, Ref) for value in values):
+    if not all(map(_is_constant, values)):
         raise Disagreement
     by_batch = _by({run.batch: [] for run in runs}, [run.batch for run in runs], values)
     by_mode = _by({run.training: [] for run in runs}, [run.training for run in runs], values)
     if all(type(value) is int for value in values) and _agree(by_batch):
-        (small, low), (large, high) = sorted((batch, got[0]) for batch, got in by_batch.items())
-        factor, rest = divmod(high - low, large - small)
-        if rest == 0:
-            return BatchNumber(factor, low - factor * small)
+        number = _line_through({batch: got[0] for batch, got in by_batch.items()})
+        if number is not None:
+            return number
     if _agree(by_mode) and len(by_mode) == 2:
         return Switched(train=by_mode[True][0], eval=by_mode[False][0])
     raise Disagreement
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is the same whatever the network is called with."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_constant, value))
+    if isinstance(value, dict):
+        return all(map(_is_constant, value.values()))
+    if isinstance(value, slice):
+        return all(map(_is_constant, (value.start, value.stop, value.step)))
+    return not isinstance(value, Ref | InputDevice)
+
+
+def _line_through(points: Mapping[int, int]) -> BatchNumber | None:
+    """The one `factor * batch + offset` that gives the number at every batch, or None."""
+    (small, low), (large, high) = list(points.items())[:2]
+    factor = (high - low) // (large - small)
+    number = BatchNumber(factor, low - factor * small)
+    fits = all(factor * batch + number.offset == value for batch, value in points.items())
+    return number if fits else None
 
 
 def _by(groups: dict[Any, list[Any]], keys: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
@@ -155,11 +191,8 @@ def _agree(groups: Mapping[Any, Sequence[Any]]) -> bool:
 
 
 def _pair_specs(runs: Sequence[Run], values: Sequence[Any]) -> Any:
-    """The specs of the evaluated runs, small batch and large, as a pair for each tensor."""
-    chosen = sorted(
-        ((run.batch, index) for index, run in enumerate(runs) if not run.training),
-    )
-    small, large = (values[index] for _, index in chosen)
+    """The specs of the first two evaluated runs as a pair for each tensor."""
+    small, large = [value for run, value in zip(runs, values, strict=True) if not run.training][:2]
     return _pair(small, large)
 
 
@@ -169,7 +202,8 @@ def _pair(small: Any, large: Any) -> Any:
     if isinstance(small, dict):
         return {key: _pair(small[key], large[key]) for key in small}
     if isinstance(small, list):
-        return [_pair(*both) for both in zip(small, large, strict=True)]
+        # An element that only one batch has is never used: its users would have parted.
+        return [_pair(*both) for both in zip(small, large, strict=False)]
     return None
 
 
@@ -180,12 +214,17 @@ class GraphWriter:
         self.graph = fx.Graph()
         self.switches: dict[str, ModeSwitch] = {}
         self._tape = tape
+        self._scope = ""
         self._nodes: list[fx.Node] = []
         self._made: dict[Any, fx.Node] = {}
 
     def write(self) -> fx.Graph:
-        """The graph; every node's meta holds `spec` (a pair of `Spec`) and `scope`."""
+        """The graph; every node's meta holds `spec` (a pair of `Spec`) and `scope`.
+
+        Its switches are still to be put in: each into the module whose mode it looks at.
+        """
         for entry in self._tape.entries:
+            self._scope = entry.scope
             self._nodes.append(self._node(entry))
         return self.graph
 
@@ -204,8 +243,10 @@ class GraphWriter:
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Ref):
             return self._value(value)
-        if isinstance(value, InputDevice | BatchNumber | Switched):
-            return self._once(value)
+        if isinstance(value, InputDevice | BatchNumber):
+            return self._once(value, value)
+        if isinstance(value, Switched):
+            return self._once((self._scope, repr(value)), value)  # 1 is not True
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(self._argument(item) for item in value))
         if isinstance(value, list | tuple):
@@ -228,28 +269,32 @@ class GraphWriter:
             node = self._made[key]
         return node
 
-    def _once(self, value: InputDevice | BatchNumber | Switched) -> fx.Node:
+    def _once(self, key: Hashable, value: InputDevice | BatchNumber | Switched) -> fx.Node:
         """The node that computes a number, device or switch: made at its first use."""
-        if value not in self._made:
+        if key not in self._made:
             node = self._make(value)
             node.meta.update(spec=None, scope="")
-            self._made[value] = node
-        return self._made[value]
+            self._made[key] = node
+        return self._made[key]
 
     def _make(self, value: InputDevice | BatchNumber | Switched) -> fx.Node:
         if isinstance(value, InputDevice):
             return self.graph.call_function(getattr, (self._nodes[0], "device"))
         if isinstance(value, Switched):
-            name = f"mode_switch_{len(self.switches)}"
+            name = f"{self._scope}.mode_switch_{len(self.switches)}".removeprefix(".")
             self.switches[name] = ModeSwitch(value.train, value.eval)
             return self.graph.call_module(name)
         if value.offset:
-            base = self._once(BatchNumber(value.factor, 0))
+            base = self._batch_times(value.factor)
             return self.graph.call_function(operator.add, (base, value.offset))
         if value.factor != 1:
-            base = self._once(BatchNumber(1, 0))
+            base = self._batch_times(1)
             return self.graph.call_function(operator.mul, (base, value.factor))
         return self.graph.call_method("size", (self._nodes[0], 0))
+
+    def _batch_times(self, factor: int) -> fx.Node:
+        number = BatchNumber(factor, 0)
+        return self._once(number, number)
 
 
 def _item(spec: Any, key: Any) -> Any:

@@ -1,0 +1,902 @@
+"""Tracing: the graph does what the model does, to the last bit, and the model is left alone."""
+
+import copy
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.utils.checkpoint
+import torchvision
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.std_conv import StdConv2d
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+import n2nfx
+from n2nfx.errors import CannotOperate
+from n2nfx.tracing import record
+
+Forward = Callable[..., Any]
+
+BATCH = 4  # one that tracing itself never uses
+
+
+class Model(nn.Module):
+    """A forward that is a function of the module and the inputs, over the given parts."""
+
+    def __init__(self, body: Forward, **parts: Any) -> None:
+        super().__init__()
+        self.body = body
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.body(self, *inputs)
+
+
+def examples(*shapes: tuple[int, ...], batch: int = 1) -> tuple[Tensor, ...]:
+    return tuple(torch.rand(batch, *shape) - 0.3 for shape in shapes)
+
+
+def traced(model: nn.Module, *shapes: tuple[int, ...]) -> fx.GraphModule:
+    return n2nfx.trace(model, examples(*shapes)).module
+
+
+def effects(model: nn.Module, inputs: Sequence[Tensor], training: bool) -> dict[str, Tensor]:
+    """Everything that a call and a backward leave behind, by name."""
+    model.train(training).zero_grad()
+    own = [value.clone() for value in inputs]
+    torch.manual_seed(0)
+    outputs = dict(flat(model(*own), "output"))
+    losses = [value.square().mean() for value in outputs.values() if value.requires_grad]
+    if losses:
+        sum(losses, torch.zeros(())).backward()
+    gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+    return {
+        **{name: value.detach() for name, value in outputs.items()},
+        **{name: value for name, value in gradients.items() if value is not None},
+        **{name: value.clone() for name, value in model.named_buffers()},
+        **{f"input {index}": value for index, value in enumerate(own)},
+    }
+
+
+def flat(value: Any, name: str) -> list[tuple[str, Tensor]]:
+    """The tensors of a result by where they are, with the type of what they are in."""
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return [
+        found
+        for key, item in items
+        for found in flat(item, f"{name}.{type(value).__name__}[{key}]")
+    ]
+
+
+def assert_same(model: nn.Module, graph: nn.Module, *inputs: Tensor) -> None:
+    """The two do the same, in evaluation and in a step of training, to the last bit."""
+    for training in (False, True):
+        want, got = effects(model, inputs, training), effects(graph, inputs, training)
+        assert list(want) == list(got)
+        assert [name for name in want if not torch.equal(want[name], got[name])] == []
+
+
+def assert_traced_alike(model: nn.Module, *shapes: tuple[int, ...], batch: int = BATCH) -> None:
+    assert_same(model, traced(model, *shapes), *examples(*shapes, batch=batch))
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """The model with norms and biases away from 0 and 1, so that no branch is silent."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def from_zoo(name: str) -> nn.Module:
+    zoo, _, plain = name.partition(":")
+    torch.manual_seed(0)
+    if zoo == "timm":
+        return timm.create_model(plain)
+    return torchvision.models.get_model(plain, weights=None)
+
+
+def refusal(model: Any, example: Any) -> str:
+    with pytest.raises(CannotOperate) as caught:
+        n2nfx.trace(model, example)
+    assert type(caught.value) is CannotOperate
+    return str(caught.value)
+
+
+# The same to the last bit, at a batch size that was never recorded.
+
+SMALL_NETWORKS = [
+    "timm:resnet10t",
+    "timm:resnet18d",
+    "timm:resnet26t",
+    "timm:resnet32ts",
+    "timm:resnetrs50",
+    "timm:resnetblur18",
+    "timm:resnetaa34d",
+    "timm:resnetv2_18",
+    "timm:resnetv2_50x1_bit",
+    "timm:resnet50_gn",
+    "timm:resnet50_clip",
+    "timm:resnext26ts",
+    "timm:resnext50_32x4d",
+    "timm:vgg11",
+    "timm:vgg11_bn",
+    "torchvision:resnet18",
+    "torchvision:resnet50",
+    "torchvision:resnext50_32x4d",
+    "torchvision:vgg11",
+    "torchvision:vgg11_bn",
+]
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_a_network_of_the_zoos_is_the_same_to_the_last_bit(name: str) -> None:
+    assert_traced_alike(shaken(from_zoo(name)), (3, 64, 64))
+
+
+# Those with more than 300 million parameters would not fit into the memory of a small machine:
+# of them the graph, its shapes and its state are compared, without numbers.
+TOO_LARGE = {
+    "timm:resnet50x64_clip",
+    "timm:resnet50x64_clip_gap",
+    "timm:resnetv2_101x3_bit",
+    "timm:resnetv2_152x4_bit",
+    "timm:resnext101_32x32d",
+}
+FAMILIES = ("resnet*", "resnext*", "wide_resnet*", "vgg*")
+WHOLE_ZOO = [
+    *(f"timm:{name}" for family in FAMILIES for name in timm.list_models(family)),
+    *(f"torchvision:{name}" for name in torchvision.models.list_models(include=FAMILIES)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in WHOLE_ZOO if name not in TOO_LARGE])
+def test_every_network_of_the_zoos_is_the_same_to_the_last_bit(name: str) -> None:
+    assert_traced_alike(shaken(from_zoo(name)), (3, 64, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TOO_LARGE), ids=lambda name: f"{name}-shapes_only")
+@pytest.mark.parametrize("training", [False, True])
+def test_the_largest_networks_have_the_same_shapes_and_state(name: str, training: bool) -> None:
+    with torch.device("meta"):
+        model = from_zoo(name).train(training)
+        graph = traced(model, (3, 64, 64))
+        (x,) = examples((3, 64, 64), batch=BATCH)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 300_000_000
+    assert graph(x).shape == model(x).shape
+    assert shapes(graph) == shapes(model)
+
+
+def shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in module.state_dict().items()]
+
+
+def test_a_plain_stack_is_the_same_to_the_last_bit() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(0.2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 16),
+        nn.Dropout(0.5, inplace=True),
+        nn.ReLU(inplace=True),
+        nn.Linear(16, 5),
+    )
+    assert_traced_alike(model, (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11"])
+def test_the_same_modules_are_called_in_the_same_order_as_symbolic_trace_says(name: str) -> None:
+    def called(graph: fx.Graph) -> list[str]:
+        return [str(node.target) for node in graph.nodes if node.op == "call_module"]
+
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+        found = called(traced(model, (3, 64, 64)).graph)
+    assert found == called(fx.symbolic_trace(model).graph)
+    assert len(found) > 20
+
+
+# What the copy keeps.
+
+
+def with_everything() -> nn.Module:
+    """Parts that are used, unused, frozen, in another mode, tied and not saved."""
+    model = Model(
+        lambda m, x: m.head(m.blocks(x).mean((2, 3))),
+        blocks=nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)),
+        head=nn.Linear(4, 2),
+        unused=nn.ModuleDict({"aux": nn.Linear(2, 2)}),
+        bare=nn.Parameter(torch.ones(3)),
+        counter=torch.zeros(2),
+    )
+    model.register_buffer("unsaved", torch.zeros(1), persistent=False)
+    model.twin = model.get_submodule("head")
+    model.train()
+    model.get_submodule("blocks.1").eval()
+    model.get_submodule("blocks.0").requires_grad_(False)
+    return model
+
+
+def test_the_state_dict_has_the_same_keys_in_the_same_order_and_the_same_values() -> None:
+    model = with_everything()
+    want, got = model.state_dict(), traced(model, (3, 8, 8)).state_dict()
+    assert list(got) == list(want)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_every_module_is_there_with_its_class_and_its_mode_used_or_not() -> None:
+    def parts(module: nn.Module) -> list[tuple[str, type, bool]]:
+        named = module.named_modules(remove_duplicate=False)
+        return [(name, type(part), part.training) for name, part in named if name]
+
+    model = with_everything()
+    assert parts(traced(model, (3, 8, 8))) == parts(model)
+
+
+def test_every_parameter_keeps_its_place_and_whether_it_is_trained() -> None:
+    def parameters(module: nn.Module) -> list[tuple[str, bool]]:
+        return [(name, p.requires_grad) for name, p in module.named_parameters()]
+
+    model = with_everything()
+    assert parameters(traced(model, (3, 8, 8))) == parameters(model)
+
+
+def test_tied_weights_stay_tied() -> None:
+    graph = traced(with_everything(), (3, 8, 8))
+    assert graph.get_submodule("twin") is graph.get_submodule("head")
+
+
+def shifted(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output + 1
+
+
+def test_a_hook_on_a_layer_is_called_by_the_graph() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].register_forward_hook(shifted)
+    graph = traced(model, (4,))
+    assert_same(model, graph, torch.ones(BATCH, 4))
+
+
+def test_record_shares_the_parameters_of_the_model_and_trace_does_not() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    own = set(map(id, model.parameters()))
+    assert set(map(id, record(model, torch.ones(1, 4)).module.parameters())) == own
+    assert not set(map(id, traced(model, (4,)).parameters())) & own
+
+
+def test_training_the_graph_does_not_change_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = copy.deepcopy(model.state_dict())
+    graph = traced(model, (3, 8, 8))
+    optimizer = torch.optim.SGD(graph.parameters(), lr=1.0)
+    graph.train()(torch.rand(4, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(graph.state_dict()["0.weight"], before["0.weight"])
+    assert model[0].weight.grad is None
+
+
+def test_a_traced_network_can_be_traced_again() -> None:
+    model = Model(dropped, layer=nn.Linear(4, 4))
+    graph = traced(model, (4,))
+    assert_same(model, traced(graph, (4,)), *examples((4,), batch=BATCH))
+
+
+# The model is left alone.
+
+
+class Stateful(nn.Module):
+    """A forward that changes all it can: buffers, attributes, caches, its own parts."""
+
+    seen: Tensor
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(4))
+        self.calls = 0
+        self.cache: dict[str, Tensor] = {}
+        self.grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.add_(1)
+        self.cache["grid"] = torch.arange(4)
+        self.grid = self.cache["grid"]
+        self.left_behind = "by forward"
+        self.norm.momentum = 0.5
+        torch.manual_seed(5)
+        x = self.drop(self.norm(self.convolution(x)) + torch.rand(()))
+        if self.fails:
+            raise ValueError("half-way")
+        return x
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """All that there is to a model: of tensors the identity, version, flags and values."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return (
+                id(value),
+                value._version,
+                value.requires_grad,
+                value.grad is None,
+                value.tolist(),
+            )
+        if isinstance(value, dict):
+            return {key: known(item) for key, item in value.items()}
+        return value
+
+    return {name: known(vars(module)) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_as_before(fails: bool) -> None:
+    model = Stateful(fails).train()
+    model.norm.eval()
+    model.convolution.requires_grad_(False)
+    model.convolution.register_forward_hook(
+        lambda *_: pytest.fail("a hook of the model was called")
+    )
+    model.register_forward_pre_hook(lambda *_: pytest.fail("a hook of the model was called"))
+    before = state_of(model)
+    if fails:
+        assert "half-way" in refusal(model, torch.ones(1, 3, 8, 8))
+    else:
+        n2nfx.trace(model, torch.ones(1, 3, 8, 8))
+    assert state_of(model) == before
+
+
+def generators() -> tuple[Any, ...]:
+    numpy = [np.asarray(part).tolist() for part in np.random.get_state()]
+    return torch.get_rng_state().tolist(), numpy, random.getstate()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_random_generators_are_as_before(fails: bool) -> None:
+    model = Stateful(fails)
+    before = generators()
+    if fails:
+        refusal(model, torch.ones(1, 3, 8, 8))
+    else:
+        n2nfx.trace(model, torch.ones(1, 3, 8, 8))
+    assert generators() == before
+
+
+def cached(model: Any, x: Tensor) -> Tensor:
+    if model.grid is None:
+        model.grid = torch.arange(6)
+        model.cache["twice"] = model.grid * 2
+    return model.layer(x) + model.grid * model.cache["twice"]
+
+
+def test_a_cache_that_forward_fills_does_not_stop_the_trace() -> None:
+    assert_traced_alike(Model(cached, layer=nn.Linear(6, 6), grid=None, cache={}), (5, 6))
+
+
+# Training and evaluation.
+
+
+def dropped(model: Any, x: Tensor) -> Tensor:
+    return functional.dropout(model.layer(x), 0.5, training=model.training)
+
+
+def dropped_and_added(model: Any, x: Tensor) -> Tensor:
+    return x + functional.dropout(x, 0.5, model.training) + model.drop(x)
+
+
+def attended(model: Any, x: Tensor) -> Tensor:
+    p = 0.4 if model.training else 0.0
+    return functional.scaled_dot_product_attention(model.layer(x), x, x, dropout_p=p)
+
+
+def resized(model: Any, x: Tensor) -> Tensor:
+    x = model.layer(x)[:, None]
+    if model.training:
+        return functional.interpolate(x, size=[3, 5])
+    return functional.interpolate(x, scale_factor=2.0)
+
+
+@pytest.mark.parametrize("body", [dropped, dropped_and_added, attended, resized])
+def test_what_depends_on_the_mode_follows_it(body: Forward) -> None:
+    assert_traced_alike(Model(body, layer=nn.Linear(6, 6), drop=nn.Dropout(0.3)), (5, 6))
+
+
+def test_a_part_that_is_put_into_another_mode_is_followed_before_and_after_tracing() -> None:
+    model = nn.Sequential(*(Model(dropped, layer=nn.Linear(4, 4)) for _ in range(2))).train()
+    model[0].eval()
+    graph = traced(model, (4,))
+    x = torch.rand(BATCH, 4)
+
+    def assert_alike() -> None:
+        torch.manual_seed(0)
+        want = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(graph(x), want)
+
+    assert_alike()
+    for module in (model, graph):
+        module.get_submodule("0").train()
+        module.get_submodule("1").eval()
+    assert_alike()
+
+
+class Auxiliary(nn.Module):
+    """A block with a head that only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.extra = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.extra(x) if self.training else self.main(x)
+
+
+def test_another_structure_in_training_is_refused_with_the_module() -> None:
+    message = refusal(nn.Sequential(nn.ReLU(), Auxiliary()), torch.ones(1, 4))
+    assert "the mode (train or eval)" in message
+    assert "1.main (in 1) or 1.extra (in 1)" in message
+
+
+# Any batch size.
+
+
+def summed(model: Any, x: Tensor) -> Tensor:
+    total = x * 0
+    for step in range(3):
+        total = total + model.layer(x) * step
+    return total
+
+
+BATCH_GENERIC: dict[str, Forward] = {
+    "view": lambda m, x: m.layer(x).view(x.shape[0], -1),
+    "fold": lambda m, x: m.layer(x).reshape(x.size(0) * 5, 6).reshape(x.size(0), 5, 6),
+    "size": lambda m, x: m.layer(x).flatten(0, 1).view(*x.size()[:2], 3, 2),
+    "zeros": lambda m, x: m.layer(x)[:, :, :3].sum(1) + torch.zeros(x.shape[0], 3, device=x.device),
+    "ones": lambda m, x: m.layer(x) * x.new_ones(len(x), 5, 1),
+    "expand": lambda m, x: torch.cat((m.token.expand(x.shape[0], -1, -1), m.layer(x)), 1),
+    "repeat": lambda m, x: m.layer(x) + m.token.repeat(x.shape[0], 5, 1),
+    "arange": lambda m, x: m.layer(x) + torch.arange(x.shape[0])[:, None, None],
+    "mean": lambda m, x: m.layer(x).sum(0) / x.shape[0],
+    "twice": lambda m, x: m.layer(torch.cat((x, x)))[x.shape[0] :],
+    "one less": lambda m, x: m.layer(x)[: x.shape[0] - 1],
+    "first": lambda m, x: m.layer(x).unbind(0)[0],
+    "squeeze": lambda m, x: m.layer(x).sum(1, keepdim=True).squeeze(),
+    "loop": summed,
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("body", BATCH_GENERIC.values(), ids=BATCH_GENERIC)
+def test_a_forward_that_computes_with_the_batch_size_is_right_at_any(
+    body: Forward, batch: int
+) -> None:
+    model = Model(body, layer=nn.Linear(6, 6), token=nn.Parameter(torch.rand(1, 1, 6)))
+    assert_traced_alike(model, (5, 6), batch=batch)
+
+
+NOT_BATCH_GENERIC: dict[str, Forward] = {
+    "branch on many": lambda m, x: m.layer(x) if x.shape[0] > 4 else x,
+    "branch on one": lambda m, x: m.layer(x) if x.shape[0] == 1 else x,
+    "branch on odd": lambda m, x: m.layer(x) if x.shape[0] % 2 else x,
+    "half": lambda m, x: m.layer(x)[: x.shape[0] // 2],
+    "at most": lambda m, x: m.layer(x)[: min(x.shape[0], 4)],
+    "rows": lambda m, x: torch.stack([m.layer(row) for row in x]),
+    "mean": lambda m, x: m.layer(x) * (1 / x.shape[0]),
+}
+
+
+@pytest.mark.parametrize("body", NOT_BATCH_GENERIC.values(), ids=NOT_BATCH_GENERIC)
+def test_a_forward_that_does_other_things_for_other_batch_sizes_is_refused_with_the_module(
+    body: Forward,
+) -> None:
+    model = nn.Sequential(nn.ReLU(), Model(body, layer=nn.Linear(6, 6)))
+    message = refusal(model, torch.ones(1, 5, 6))
+    assert "depends on the batch size" in message
+    assert "in 1)" in message
+
+
+def test_the_batch_of_the_example_makes_no_difference() -> None:
+    model = Model(BATCH_GENERIC["fold"], layer=nn.Linear(6, 6))
+    one, many = (n2nfx.trace(model, torch.ones(batch, 5, 6)) for batch in (1, 17))
+    assert one.text() == many.text()
+    assert one.layers == many.layers
+
+
+def test_the_graph_follows_its_input_to_another_device() -> None:
+    model = Model(BATCH_GENERIC["zeros"], layer=nn.Linear(6, 6))
+    graph = traced(model, (5, 6)).to("meta")
+    assert graph(torch.ones(2, 5, 6, device="meta")).device.type == "meta"
+
+
+def test_a_model_is_traced_on_the_device_that_it_is_on() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).to("meta")
+    assert n2nfx.trace(model, torch.ones(1, 3, 8, 8, device="meta")).layers[0].uses == 36
+
+
+# Inputs and outputs.
+
+
+class Two(nn.Module):
+    """Several inputs, some of which may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(
+        self,
+        x: Tensor,
+        plus: Tensor | None = None,
+        times: Tensor | None = None,
+        *,
+        minus: Any = 0.0,
+    ) -> Tensor:
+        x = self.layer(x) if plus is None else self.layer(x) + plus
+        return (x if times is None else x * times) - minus
+
+
+@pytest.mark.parametrize("names", [("x",), ("x", "plus"), ("x", "times"), ("minus", "x", "plus")])
+def test_inputs_by_name_are_given_by_name(names: tuple[str, ...]) -> None:
+    model = Two()
+    network = n2nfx.trace(model, {name: torch.ones(1, 4) for name in names})
+    given = {name: torch.rand(BATCH, 4) for name in names}
+    assert torch.equal(network.module(**given), model(**given))
+    assert {spec.name for spec in network.inputs} == set(names)
+
+
+def test_several_inputs_in_order_have_the_names_that_forward_gives_them() -> None:
+    network = n2nfx.trace(Two(), [torch.ones(1, 4), torch.ones(1, 1, dtype=torch.float64)])
+    assert [(spec.name, spec.shape, spec.dtype) for spec in network.inputs] == [
+        ("x", (1, 4), "float32"),
+        ("plus", (1, 1), "float64"),
+    ]
+
+
+def test_any_number_of_inputs_is_taken() -> None:
+    model = Model(lambda m, *inputs: m.layer(sum(inputs)) * len(inputs), layer=nn.Linear(4, 4))
+    assert_traced_alike(model, (4,), (4,), (4,))
+
+
+def test_an_input_with_another_first_dimension_has_no_batch() -> None:
+    model = Model(lambda m, x, table: m.layer(x) @ table.T, layer=nn.Linear(4, 4))
+    graph = n2nfx.trace(model, (torch.ones(5, 4), torch.ones(9, 4))).module
+    assert_same(model, graph, torch.rand(BATCH, 4), torch.rand(9, 4))
+
+
+def test_whole_numbers_are_inputs_too() -> None:
+    model = Model(
+        lambda m, ids: m.layer(m.embed(ids)), embed=nn.Embedding(9, 4), layer=nn.Linear(4, 4)
+    )
+    graph = n2nfx.trace(model, torch.zeros(1, 5, dtype=torch.int64)).module
+    assert_same(model, graph, torch.randint(9, (BATCH, 5)))
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+OUTPUTS: dict[str, Forward] = {
+    "tuple": lambda m, x: (m.layer(x), x * 2),
+    "list": lambda m, x: [m.layer(x), [x * 2]],
+    "dict": lambda m, x: {"out": m.layer(x), "features": {"first": x}},
+    "named tuple": lambda m, x: Pair(m.layer(x), (x * 2,)),
+    "the input": lambda m, x: x,
+}
+
+
+@pytest.mark.parametrize("body", OUTPUTS.values(), ids=OUTPUTS)
+def test_outputs_of_any_structure_come_out_as_they_are(body: Forward) -> None:
+    assert_traced_alike(Model(body, layer=nn.Linear(4, 4)), (4,))
+
+
+# What Python does in between.
+
+
+def looks_at_shapes(model: Any, x: Tensor) -> Tensor:
+    if isinstance(x, Tensor) and len(x.shape) == 3 and x.shape[-1] == 6:
+        x = model.layer(x)
+    while x.shape[1] > 2:
+        x = x[:, ::2] if x.shape[1] % 2 else x[:, 1:]
+    return x
+
+
+def takes_apart(model: Any, x: Tensor) -> Tensor:
+    parts = [part * index for index, part in enumerate(model.layer(x).split(2, dim=2))]
+    first, *rest = parts
+    return torch.cat([first, *rest, *(x.unbind(1)[0][:, None, :2] for _ in range(2))], 1)
+
+
+def checkpointed(model: Any, x: Tensor) -> Tensor:
+    return torch.utils.checkpoint.checkpoint(model.layer, x, use_reentrant=False) * 2
+
+
+PYTHON: dict[str, Forward] = {
+    "shapes": looks_at_shapes,
+    "lists": takes_apart,
+    "checkpoint": checkpointed,
+    "numpy": lambda m, x: m.layer(x).view(-1, np.prod(x.shape[1:])) * np.sqrt(2.0),
+    "infinity": lambda m, x: m.layer(x).masked_fill(x > 0, float("-inf")).exp(),
+}
+
+
+@pytest.mark.parametrize("body", PYTHON.values(), ids=PYTHON)
+def test_python_around_the_tensors_works_as_always(body: Forward) -> None:
+    assert_traced_alike(Model(body, layer=nn.Linear(6, 6)), (5, 6))
+
+
+def added_in_place(model: Any, x: Tensor) -> Tensor:
+    y = model.layer(x)
+    y += x
+    y *= 2
+    return y
+
+
+def set_items(model: Any, x: Tensor) -> Tensor:
+    y = model.layer(x).clone()
+    y[:, 0] = 0
+    y[:, 1:, ::2] += x[:, 1:, ::2]
+    return y
+
+
+def filled_through_views(model: Any, x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    out[:, :2] = model.layer(x)[:, :2]
+    out[:, 2:].copy_(x[:, 2:]).mul_(3)
+    out.view(len(x), -1).clamp_(min=0)
+    return out
+
+
+def changed_before_reading(model: Any, x: Tensor) -> Tensor:
+    y = model.layer(x)
+    z = y.relu_()
+    return y + z + functional.relu(x.neg(), inplace=True)
+
+
+def running_mean(model: Any, x: Tensor) -> Tensor:
+    y = model.layer(x)
+    scale = 0.1 if model.training else 0.0
+    model.mean.mul_(1 - scale).add_(y.detach().mean((0, 1)), alpha=scale)
+    return y - model.mean
+
+
+IN_PLACE: dict[str, Forward] = {
+    "operators": added_in_place,
+    "items": set_items,
+    "views": filled_through_views,
+    "methods": changed_before_reading,
+    "buffer": running_mean,
+    "the input": lambda m, x: m.layer(x.mul_(2)) + x,
+    "out": lambda m, x: torch.mul(x, 2, out=torch.empty_like(x)) + m.layer(x),
+}
+
+
+@pytest.mark.parametrize("body", IN_PLACE.values(), ids=IN_PLACE)
+def test_what_is_changed_in_place_is_changed_in_the_graph(body: Forward) -> None:
+    assert_traced_alike(Model(body, layer=nn.Linear(6, 6), mean=torch.zeros(6)), (5, 6))
+
+
+class Padded(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(functional.pad(input, (1, 1, 1, 1)))
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "same padding": lambda: Conv2dSame(3, 4, 3, stride=2),
+    "standardized": lambda: StdConv2d(3, 4, 3),
+    "subclass": lambda: Padded(3, 4, 3),
+    "parametrized": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, stride=2),
+    "reflected": lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_convolution_of_any_kind_is_the_same_to_the_last_bit(
+    layer: Callable[[], nn.Module],
+) -> None:
+    assert_traced_alike(nn.Sequential(layer(), nn.ReLU()), (3, 8, 8))
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_layer_alone_can_be_traced(layer: Callable[[], nn.Module]) -> None:
+    assert_traced_alike(layer(), (3, 8, 8))
+
+
+# What is refused, and what the message says.
+
+
+def looks_at_values(model: Any, x: Tensor) -> Tensor:
+    x = model.layer(x)
+    return x * 2 if x.sum() > 0 else x
+
+
+def asks_for_an_item(model: Any, x: Tensor) -> Tensor:
+    return model.layer(x) * model.layer.weight.max().item()
+
+
+def selects_by_value(model: Any, x: Tensor) -> Tensor:
+    return model.layer(x)[x > 0]
+
+
+def fails(model: Any, x: Tensor) -> Tensor:
+    raise ValueError(" \n")
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * 3
+
+
+def without_gradient(model: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.layer(x)
+
+
+def replaces_a_buffer(model: Any, x: Tensor) -> Tensor:
+    model.mean = model.mean * 0.9 + x.mean()
+    return model.layer(x) - model.mean
+
+
+OUTSIDE = torch.ones(6)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (looks_at_values, "looks at the values of a tensor"),
+        (asks_for_an_item, "looks at the values of a tensor"),
+        (selects_by_value, "looks at the values of a tensor"),
+        (fails, "ValueError: no message"),
+        (without_gradient, "torch.no_grad"),
+        (replaces_a_buffer, "in the place of block.mean"),
+        (lambda m, x: Doubled.apply(x), "Doubled"),
+        (lambda m, x: m.layer(x) + OUTSIDE, "comes from outside the model"),
+        (lambda m, x: m.layer(x[..., :5]), "RuntimeError"),
+        (lambda m, x: m.layer(x, x), "TypeError"),
+    ],
+)
+def test_a_forward_that_cannot_be_traced_is_refused_with_the_reason(
+    body: Forward, reason: str
+) -> None:
+    block = Model(body, layer=nn.Linear(6, 6), mean=torch.zeros(()))
+    assert reason in refusal(Model(lambda m, x: m.block(x), block=block), torch.ones(1, 5, 6))
+
+
+@pytest.mark.parametrize("body", [looks_at_values, asks_for_an_item, selects_by_value, fails])
+def test_a_refusal_names_the_module_and_the_line_of_the_models_own_code(body: Forward) -> None:
+    model = Model(lambda m, x: m.block(x), block=Model(body, layer=nn.Linear(6, 6)))
+    message = refusal(model, torch.ones(1, 5, 6))
+    line = body.__code__.co_firstlineno + (2 if body is looks_at_values else 1)
+    assert f"in block (Model), {__file__}:{line}" in message
+
+
+def test_a_wrong_number_of_channels_is_refused_with_layer_and_shape() -> None:
+    message = refusal(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3)), torch.ones(1, 5, 8, 8))
+    assert "in 1 (Conv2d)" in message
+    assert "(2, 5, 8, 8)" in message
+
+
+@pytest.mark.parametrize("model", [functional.relu, nn.ReLU, "resnet18", None])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    assert "only an nn.Module" in refusal(model, torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("example", "reason"),
+    [
+        (torch.tensor(1.0), "batch dimension"),
+        ((torch.ones(1, 4), torch.tensor(1.0)), "plus must be a tensor"),
+        ({"x": torch.tensor(1.0)}, "x must be a tensor"),
+        (4, "must be a tensor"),
+        (None, "must be a tensor"),
+        ("x", "must be a tensor"),
+        (np.ones((1, 4)), "must be a tensor"),
+        ([None], "must be a tensor"),
+        ((), "an example input is needed"),
+        ({}, "an example input is needed"),
+        ({"x": torch.ones(1, 4), "tims": torch.ones(1, 4)}, "takes no tims; did you mean times?"),
+        ({"plus": torch.ones(1, 4)}, "missing 1 required positional argument: 'x'"),
+        ([torch.ones(1, 4)] * 4, "TypeError"),
+    ],
+    ids=range(13),
+)
+def test_what_is_no_example_is_refused(example: Any, reason: str) -> None:
+    assert reason in refusal(Two(), example)
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    model = Model(lambda m, x: x, lock=threading.Lock())
+    assert "cannot be copied" in refusal(model, torch.ones(1, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_scripted_model_is_refused() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+    assert "not written in Python" in refusal(model, torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_a_hook_that_the_graph_would_never_call_is_refused(hook: str) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
+    getattr(model[0], hook)(lambda *_: None)
+    assert "0 (Sequential) has a hook" in refusal(model, torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_a_draw_that_the_graph_would_freeze_is_refused(draw: Callable[[], float]) -> None:
+    model = Model(lambda m, x: x * 2 if draw() < 2 else x)
+    before = generators()
+    assert "draws from the generator" in refusal(model, torch.ones(1, 4))
+    assert generators() == before
+
+
+@pytest.mark.parametrize("name", ["graph", "code"])
+def test_a_part_with_a_name_of_the_graph_modules_own_is_refused(name: str) -> None:
+    model = Model(lambda m, x: getattr(m, name)(x), **{name: nn.Linear(4, 4)})
+    assert f"a part of it {name}" in refusal(model, torch.ones(1, 4))
+
+
+def test_a_refusal_prints_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    refusal(nn.Sequential(nn.Linear(3, 4)), torch.ones(1, 4))
+    assert caplog.records == []
+
+
+# How it grows.
+
+
+def test_a_graph_of_400_layers_has_400_calls_and_nothing_else() -> None:
+    layers = [layer for _ in range(200) for layer in (nn.Linear(4, 4), nn.ReLU(inplace=True))]
+    graph = traced(nn.Sequential(*layers), (4,)).graph
+    assert len(graph.nodes) == 400 + 2
+
+
+def test_a_graph_with_switches_and_numbers_grows_with_the_layers_and_no_faster() -> None:
+    def block() -> nn.Module:
+        return Model(
+            lambda m, x: dropped(m, x).view(2 * len(x), 2).view(-1, 4), layer=nn.Linear(4, 4)
+        )
+
+    def nodes(layers: int) -> int:
+        return len(traced(nn.Sequential(*(block() for _ in range(layers))), (4,)).graph.nodes)
+
+    assert nodes(60) - nodes(40) == nodes(40) - nodes(20) == 20 * 5
