@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from n2nfx.errors import DamagedFile as DamagedFile
     from n2nfx.errors import N2nfxError as N2nfxError
     from n2nfx.errors import UsageError as UsageError
-    from n2nfx.load import load as load
+    from n2nfx.loading import load as load
     from n2nfx.network import Layer as Layer
     from n2nfx.network import Network as Network
     from n2nfx.network import Probe as Probe
     from n2nfx.network import Skip as Skip
+    from n2nfx.operate import transform as transform
     from n2nfx.outcome import Outcome as Outcome
     from n2nfx.pipeline import BrokenInvariant as BrokenInvariant
     from n2nfx.pipeline import Pipeline as Pipeline
     from n2nfx.tracing import trace as trace
-    from n2nfx.transform import transform as transform
 
 _HOMES = {
     "bake": "bind",
@@ -29,7 +29,7 @@ _HOMES = {
     "DamagedFile": "errors",
     "N2nfxError": "errors",
     "UsageError": "errors",
-    "load": "load",
+    "load": "loading",
     "Layer": "network",
     "Network": "network",
     "Probe": "network",
@@ -38,7 +38,7 @@ _HOMES = {
     "BrokenInvariant": "pipeline",
     "Pipeline": "pipeline",
     "trace": "tracing",
-    "transform": "transform",
+    "transform": "operate",
 }
 
 

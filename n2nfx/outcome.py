@@ -1,11 +1,11 @@
 """What a pipeline gives: the network that came of it, and the record of every step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 from n2nfx import artifact
-from n2nfx.bind import plain_state
+from n2nfx.bind import masks_at_work, plain_state
 from n2nfx.masked import keep
 from n2nfx.network import Network
 from n2nfx.plan import Counts, Plan, Step, count, make_plan
@@ -38,10 +38,14 @@ class Outcome:
 
         Gives the files written. Nothing stands under the final name unless all of it does.
         """
-        masks = self.network.masks
+        masks = masks_at_work(self.network)
         tensors = plain_state(self.network.module)
         kept = {
             name: keep(tensors[name], mask.to(tensors[name].device)) for name, mask in masks.items()
         }
-        plan = self.plan.model_dump(mode="json")
-        return artifact.write(Path(directory), plan, tensors | kept, masks, force=force)
+        plan = make_plan(
+            replace(self.network, masks=masks), self.record, self.seed, self.graph_sha256
+        )
+        return artifact.write(
+            Path(directory), plan.model_dump(mode="json"), tensors | kept, masks, force=force
+        )

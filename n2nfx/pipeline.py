@@ -3,15 +3,16 @@
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from n2nfx.bind import bind, unbind, zero_masked
+from n2nfx.bind import bind, masks_at_work, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
 from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.outcome import Outcome
@@ -45,7 +46,7 @@ class Facts:
 
     kept: Mapping[str, int]
     skips: frozenset[str]
-    text: str
+    graph: str
     outputs: tuple[tuple[int, ...], ...]
     nodes: int
 
@@ -56,48 +57,62 @@ class Facts:
 
 def _facts(network: Network, before: Facts | None = None) -> Facts:
     """The facts of a network; it runs only where its graph is not the one of `before`."""
-    text = network.text()
+    graph = network.text() + _settings(network.module)
     if before is None:
         outputs = _traced_outputs(network)
     else:
-        outputs = before.outputs if before.text == text else output_shapes(network)
+        outputs = before.outputs if before.graph == graph else output_shapes(network)
     return Facts(
         kept={row.weight: row.kept for row in network.ledger() if row.size},
         skips=frozenset(skip.name for skip in network.skips),
-        text=text,
+        graph=graph,
         outputs=outputs,
         nodes=len(network.module.graph.nodes),
     )
 
 
+def _settings(module: nn.Module) -> str:
+    """What the modules of a network are set to: strides, paddings, rates."""
+    return "\n".join(f"{name} {part.extra_repr()}" for name, part in module.named_modules())
+
+
 def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of all output tensors for two examples, as they were when the network was traced."""
-    specs = [node.meta["spec"] for node in network.module.graph.output_node().all_input_nodes]
+    returned = pytree.tree_leaves(network.module.graph.output_node().args)
+    specs = [node.meta["spec"] for node in returned if isinstance(node, fx.Node)]
     leaves = pytree.tree_leaves(specs, is_leaf=lambda value: isinstance(value, tuple))
     return tuple(leaf[0].shape for leaf in leaves if leaf is not None)
 
 
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all output tensors for two examples, from a run without data.
-
-    It runs in evaluation, which is the quickest; shapes do not depend on the mode.
-    """
+    """Shapes of all output tensors for two examples, from a run without data."""
     module = network.module
     tensors = [*module.named_parameters(), *module.named_buffers()]
     without_data = {name: tensor.to("meta") for name, tensor in tensors}
     inputs = [value.to("meta") for value in blank_inputs(network.inputs, batch=2)]
-    modes = {part: part.training for part in module.modules()}
+    with _dry(module), torch.no_grad():
+        result = torch.func.functional_call(module, without_data, tuple(inputs))
+    leaves = pytree.tree_leaves(result)
+    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def _dry(module: nn.Module) -> Iterator[None]:
+    """A module without its hooks, which are not ours to call, and in evaluation, the quickest."""
+    own = [
+        (vars(part), {name: vars(part)[name] for name in (*_HOOKS, "training")})
+        for part in module.modules()
+    ]
+    for attributes, before in own:
+        attributes.update({name: type(before[name])() for name in _HOOKS}, training=False)
     try:
-        with torch.no_grad():
-            result = torch.func.functional_call(module.eval(), without_data, tuple(inputs))
+        yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
-    found: dict[int, Tensor] = {}
-    for leaf in pytree.tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            found.setdefault(id(leaf), leaf)
-    return tuple(tuple(leaf.shape) for leaf in found.values())
+        for attributes, before in own:
+            attributes.update(before)
 
 
 def _keeps_nnz(before: Facts, after: Facts) -> str | None:
@@ -118,7 +133,7 @@ def _keeps_outputs(before: Facts, after: Facts) -> str | None:
 
 
 def _keeps_graph(before: Facts, after: Facts) -> str | None:
-    if before.skips != after.skips or before.text == after.text:
+    if before.skips != after.skips or before.graph == after.graph:
         return None
     return f"{before.nodes} nodes before, {after.nodes} after, and no skip was added"
 
@@ -184,7 +199,7 @@ def _own(network: Network) -> Network:
     unbind(module)
     if any("spec" not in node.meta for node in module.graph.nodes if node.op != "output"):
         module = record(module, blank_inputs(network.inputs)).module  # pickle drops the shapes
-    return replace(network, module=module)
+    return replace(network, module=module, masks=masks_at_work(network))
 
 
 def _require_known_invariants(operation: Pass) -> None:
@@ -198,9 +213,9 @@ def _require_known_invariants(operation: Pass) -> None:
 
 def _verified(operation: Pass, before: Facts, network: Network) -> Facts:
     """The facts after a pass; raises `BrokenInvariant` where they are not as promised."""
-    network.module.graph.lint()
-    network.module.recompile()
     try:
+        network.module.graph.lint()
+        network.module.recompile()
         after = _facts(network, before)
     except Exception as error:
         raise BrokenInvariant(
@@ -216,10 +231,11 @@ def _verified(operation: Pass, before: Facts, network: Network) -> Facts:
             raise BrokenInvariant(
                 f"{operation.name} gives {skip.name} {skip.nnz} weights; its mask keeps {kept}"
             )
+    shapes = {name: tuple(weight.shape) for name, weight in network.module.named_parameters()}
     for item in (*network.layers, *(skip for skip in network.skips if skip.size)):
-        shape = tuple(network.module.get_parameter(item.weight).shape)
-        if shape != item.weight_shape:
+        if shapes.get(item.weight) != item.weight_shape:
             raise BrokenInvariant(
-                f"{operation.name} left {item.weight} with shape {shape}, not {item.weight_shape}"
+                f"{operation.name} left {item.weight} with shape {shapes.get(item.weight)}, "
+                f"not {item.weight_shape}"
             )
     return after

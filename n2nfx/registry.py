@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 
 import n2nfx.passes
+from n2nfx.errors import UsageError
 
 GROUP = "n2nfx.passes"  # the entry point group for passes of other packages
 
@@ -21,8 +22,9 @@ def passes() -> MappingProxyType[str, type]:
     for point in entry_points(group=GROUP):
         try:
             cls = point.load()
+            if cls.name in known:
+                raise UsageError(f"there is a pass {cls.name} already")
+            known[cls.name] = cls
         except Exception as error:
             warnings.warn(f"the pass {point.name} ({point.value}) failed: {error}", stacklevel=2)
-            continue
-        known.setdefault(cls.name, cls)
     return MappingProxyType(known)

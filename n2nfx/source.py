@@ -9,7 +9,7 @@ from n2nfx import models
 from n2nfx.errors import UsageError
 from n2nfx.network import Network, Origin
 from n2nfx.tracing import record, trace
-from n2nfx.tracing.trace import Example
+from n2nfx.tracing.tracer import Example
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from n2nfx.errors import CannotOperate
 from n2nfx.network import Network, Skip
 from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
 from n2nfx.tracing.tape import Spec
-from n2nfx.wiring import Site, Sites, entry_of
+from n2nfx.wiring import Site, Sites, channels_last, entry_of
 
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -96,7 +96,7 @@ class _Surgeon:
         self._protect(read)
         self._add_modules(skip)
         with self.graph.inserting_before(entry.next):
-            value = self._adapt(skip, read, entry)
+            value = self._adapt(skip, read, entry, -1 if channels_last(target) else 1)
             if skip.kind != "identity":
                 value = self._call_module(skip.name, value, entry)
             if skip.branch_norm:
@@ -126,21 +126,22 @@ class _Surgeon:
             part.to(device=like.device, dtype=like.dtype).train(self.module.training)
             self.module.add_submodule(name, part)
 
-    def _adapt(self, skip: Skip, read: fx.Node, entry: fx.Node) -> fx.Node:
+    def _adapt(self, skip: Skip, read: fx.Node, entry: fx.Node, axis: int) -> fx.Node:
         """The source's activation at the target's resolution, where a stride does not see to it.
 
         A residual skip has no weights to change the channels either: it is cropped, or padded
-        with zeros.
+        with zeros. The channels are at `axis`.
         """
-        value, places = read, _shape(entry)[2:]
+        value = read
         if skip.pool is not None:
             average = _AVERAGE[len(skip.pool)]
             value = self._call(average, (value, skip.pool), _like(read, *skip.pool))
-        if skip.pool is not None and not places:
+        if skip.pool is not None and not skip.places:
             value = self._call(torch.flatten, (value, 1), _like(read))
-        more = _shape(entry)[1] - _shape(read)[1]
+        more = _shape(entry)[axis] - _shape(value)[axis]
         if skip.kind == "identity" and more:
-            pad = (*(0, 0) * len(places), 0, more)
+            behind = 0 if axis == -1 else len(skip.places)
+            pad = (*(0, 0) * behind, 0, more)
             value = self._call(functional.pad, (value, pad), entry.meta["spec"])
         return value
 

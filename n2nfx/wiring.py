@@ -57,7 +57,8 @@ class Options:
             )
         _check("placement", self.placement, get_args(Placement))
         _check("wiring", self.wiring, get_args(Wiring))
-        if self.kernel != "target" and (type(self.kernel) is not int or self.kernel % 2 == 0):
+        odd = type(self.kernel) is int and self.kernel > 0 and self.kernel % 2 == 1
+        if self.kernel != "target" and not odd:
             raise UsageError(f"kernel must be 'target' or an odd whole number, not {self.kernel!r}")
 
 
@@ -148,6 +149,8 @@ class Sites:
         calls = [
             (node, known[layer.weight]) for node, layer in nodes_of(module) if layer.weight in known
         ]
+        small, large = self._input().output.meta["spec"]
+        self.batches = (small.shape[0], large.shape[0])  # those that the two specs were taken at
         self.sites = [self._input(), *(self._site(layer, node) for node, layer in calls)]
         self.calls: dict[str, int] = {}
         for site in self.sites:
@@ -254,16 +257,17 @@ class _Shape:
     last: bool
 
 
-def _shape(node: fx.Node, last: bool) -> _Shape | None:
+def _shape(node: fx.Node, last: bool, batches: tuple[int, int]) -> _Shape | None:
     """None where the batch is not the first dimension."""
     small, large = node.meta["spec"]
-    if small.shape[1:] != large.shape[1:] or (small.shape[0], large.shape[0]) != (2, 3):
+    if small.shape[1:] != large.shape[1:] or (small.shape[0], large.shape[0]) != batches:
         return None
     rest = small.shape[1:]
     return _Shape(rest[-1], rest[:-1], last) if last else _Shape(rest[0], rest[1:], last)
 
 
-def _channels_last(site: Site) -> bool:
+def channels_last(site: Site) -> bool:
+    """Whether a site's activation has its channels in the last dimension, not in the second."""
     if site.layer is not None:
         return site.layer.kind == "linear"
     return len(site.output.meta["spec"][0].shape) == 2
@@ -273,7 +277,7 @@ def _join(sites: Sites, source: Site, target: Site, hop: int, options: Options) 
     """The branch from one site to another, or why there can be none."""
     reason = _forbidden(sites, source, target, options)
     if reason is None:
-        branch = _fit(source, target, options)
+        branch = _fit(source, target, options, sites.batches)
         if not isinstance(branch, str):
             return replace(branch, name=branch_name(source.name, target.name), hop=hop)
         reason = branch
@@ -346,11 +350,11 @@ def _changed_in_place(module: fx.GraphModule, source: Site) -> str | None:
     return None
 
 
-def _fit(source: Site, target: Site, options: Options) -> Skip | str:
+def _fit(source: Site, target: Site, options: Options, batches: tuple[int, int]) -> Skip | str:
     """The branch whose shapes meet exactly, or why none does."""
-    reads = _shape(source.activation, _channels_last(source))
+    reads = _shape(source.activation, channels_last(source), batches)
     at: Literal["norm", "activation"] = "norm" if options.wiring == "joint" else "activation"
-    writes = _shape(entry_of(target, at), _channels_last(target))
+    writes = _shape(entry_of(target, at), channels_last(target), batches)
     if reads is None or writes is None:
         return "the batch is folded into other dimensions"
     assert target.layer is not None

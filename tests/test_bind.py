@@ -497,9 +497,6 @@ def test_hooks_of_the_users_layers_are_not_called_while_tracing() -> None:
     assert called == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the pipeline's check of output shapes runs the module, hooks and all"
-)
 def test_hooks_of_the_users_layers_are_not_called_while_transforming() -> None:
     n2nfx.transform(hooked(), density=0.4, skip_ratio=0.4, example=random(*IMAGES))
     assert called == []
@@ -644,14 +641,12 @@ def test_baking_bakes_the_masks_at_work() -> None:
     assert same(baked.masks, other.masks)
 
 
-@pytest.mark.xfail(strict=True, reason="Pipeline takes the network's masks, not masks_at_work")
 def test_a_pipeline_starts_from_the_masks_at_work() -> None:
     network, other = with_skips(seed=0), with_skips(seed=1)
     network.module.load_state_dict(other.module.state_dict())
     assert same(n2nfx.Pipeline([])(network).network.masks, other.masks)
 
 
-@pytest.mark.xfail(strict=True, reason="Outcome.save takes the network's masks, not masks_at_work")
 def test_an_outcome_saves_the_masks_at_work(tmp_path: Path) -> None:
     outcome, other = (n2nfx.Pipeline([])(with_skips(seed=seed)) for seed in (0, 1))
     outcome.network.module.load_state_dict(other.network.module.state_dict())

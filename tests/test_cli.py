@@ -211,7 +211,7 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("n2nfx.transform.transform", broken)
+    monkeypatch.setattr("n2nfx.operate.transform", broken)
     result = run(*MLP)
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)

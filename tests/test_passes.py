@@ -605,9 +605,6 @@ def test_no_skip_weights_leave_the_network_as_it_is(reference: Network) -> None:
     assert result.record[1].nnz == (pruned.nnz, pruned.nnz)
 
 
-unguarded = pytest.mark.xfail(strict=True, reason="Options does not look at it")
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -618,7 +615,7 @@ unguarded = pytest.mark.xfail(strict=True, reason="Options does not look at it")
         {"kernel": 2}, {"kernel": 0}, {"kernel": 3.0}, {"kernel": "own"}, {"kernel": True},
         {"pattern": "diagonal"}, {"branch_norm": True}, {"branch_norm": "layer"},
         {"init": "zeros"}, {"init": None},
-        pytest.param({"kernel": -1}, marks=unguarded),
+        {"kernel": -1},
     ],
     ids=str,
 )  # fmt: skip
@@ -651,10 +648,7 @@ def tokens() -> Network:
     "skips",
     [
         N2NSkip(0.2, hops=(1,)),
-        pytest.param(
-            ResSkip(hops=(1,)),
-            marks=pytest.mark.xfail(strict=True, reason="places are padded, not channels"),
-        ),
+        ResSkip(hops=(1,)),
     ],
 )
 def test_skips_work_on_tokens(skips: Pass) -> None:

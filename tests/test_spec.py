@@ -193,12 +193,7 @@ def test_a_pass_of_another_package_is_found_by_its_entry_point(
         ("absent_passes", None, "No module named 'absent_passes'"),
         ("empty_passes", "", "has no attribute 'Gone'"),
         ("torn_passes", "raise OSError('no licence')", "no licence"),
-        pytest.param(
-            "nameless_passes",
-            "class Gone: pass",
-            "has no attribute 'name'",
-            marks=pytest.mark.xfail(strict=True, reason="registry asks for the name unguarded"),
-        ),
+        ("nameless_passes", "class Gone: pass", "has no attribute 'name'"),
     ],
 )
 def test_a_broken_package_is_a_warning_that_names_it_and_the_others_are_there(
@@ -212,7 +207,6 @@ def test_a_broken_package_is_a_warning_that_names_it_and_the_others_are_there(
     assert {cls.name for cls in LIBRARY} <= {*known}
 
 
-@pytest.mark.xfail(strict=True, reason="registry is silent about a name that is taken")
 def test_a_package_cannot_take_the_name_of_a_pass_of_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

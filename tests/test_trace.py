@@ -295,6 +295,14 @@ def test_training_the_graph_does_not_change_the_model() -> None:
     assert model[0].weight.grad is None
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_graph_can_be_trained_wherever_it_was_traced(context: Callable[[], Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with context():
+        graph = traced(model, (3, 8, 8))
+    assert_same(model, graph, *examples((3, 8, 8), batch=BATCH))
+
+
 def test_a_traced_network_can_be_traced_again() -> None:
     model = Model(dropped, layer=nn.Linear(4, 4))
     graph = traced(model, (4,))
@@ -408,6 +416,12 @@ def dropped_and_added(model: Any, x: Tensor) -> Tensor:
     return x + functional.dropout(x, 0.5, model.training) + model.drop(x)
 
 
+def dropped_in_place(model: Any, x: Tensor) -> Tensor:
+    x = model.layer(x)
+    y = model.drop_in_place(x)
+    return x + y
+
+
 def attended(model: Any, x: Tensor) -> Tensor:
     p = 0.4 if model.training else 0.0
     return functional.scaled_dot_product_attention(model.layer(x), x, x, dropout_p=p)
@@ -420,9 +434,10 @@ def resized(model: Any, x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0)
 
 
-@pytest.mark.parametrize("body", [dropped, dropped_and_added, attended, resized])
+@pytest.mark.parametrize("body", [dropped, dropped_and_added, dropped_in_place, attended, resized])
 def test_what_depends_on_the_mode_follows_it(body: Forward) -> None:
-    assert_traced_alike(Model(body, layer=nn.Linear(6, 6), drop=nn.Dropout(0.3)), (5, 6))
+    drops = {"drop": nn.Dropout(0.3), "drop_in_place": nn.Dropout(0.3, inplace=True)}
+    assert_traced_alike(Model(body, layer=nn.Linear(6, 6), **drops), (5, 6))
 
 
 def test_a_part_that_is_put_into_another_mode_is_followed_before_and_after_tracing() -> None:
@@ -517,6 +532,20 @@ def test_a_forward_that_does_other_things_for_other_batch_sizes_is_refused_with_
     message = refusal(model, torch.ones(1, 5, 6))
     assert "depends on the batch size" in message
     assert "in 1)" in message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: m.layer(x)[: x.shape[0] - 1 if m.training else None],
+        lambda m, x: m.layer(x) * (2 if m.training and len(x) > 4 else 1),
+        lambda m, x: m.layer(x) * (2 if m.training or len(x) > 4 else 1),
+    ],
+    ids=["number in training", "branch in training", "branch in evaluation"],
+)
+def test_what_depends_on_batch_size_and_mode_at_once_is_refused(body: Forward) -> None:
+    message = refusal(Model(body, layer=nn.Linear(6, 6)), torch.ones(1, 5, 6))
+    assert "what forward does depends on" in message
 
 
 def test_the_batch_of_the_example_makes_no_difference() -> None:
@@ -684,12 +713,20 @@ def running_mean(model: Any, x: Tensor) -> Tensor:
     return y - model.mean
 
 
+def changed_behind_dropout(model: Any, x: Tensor) -> Tensor:
+    y = model.layer(x)
+    z = functional.dropout(y, 0.5, model.training)
+    z.relu_()
+    return y + z
+
+
 IN_PLACE: dict[str, Forward] = {
     "operators": added_in_place,
     "items": set_items,
     "views": filled_through_views,
     "methods": changed_before_reading,
     "buffer": running_mean,
+    "dropout": changed_behind_dropout,
     "the input": lambda m, x: m.layer(x.mul_(2)) + x,
     "out": lambda m, x: torch.mul(x, 2, out=torch.empty_like(x)) + m.layer(x),
 }
@@ -839,6 +876,11 @@ def test_what_is_no_example_is_refused(example: Any, reason: str) -> None:
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = Model(lambda m, x: x, lock=threading.Lock())
     assert "cannot be copied" in refusal(model, torch.ones(1, 4))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_a_model_without_shapes_is_refused() -> None:
+    assert "cannot be copied for tracing" in refusal(nn.LazyLinear(4), torch.ones(1, 4))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

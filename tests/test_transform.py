@@ -14,10 +14,10 @@ import n2nfx
 from n2nfx import models
 from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.network import Probe
+from n2nfx.operate import transform
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning
 from n2nfx.pipeline import Pipeline
-from n2nfx.transform import transform
 
 
 def small() -> nn.Sequential:

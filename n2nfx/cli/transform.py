@@ -106,7 +106,7 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **option
     from n2nfx import artifact
     from n2nfx.cli.ledger import as_data, show
     from n2nfx.cli.narrate import narrated
-    from n2nfx.transform import transform as operate
+    from n2nfx.operate import transform as operate
 
     if out is not None:
         artifact.require_free(out, force)

@@ -96,8 +96,11 @@ def _attribute(module: nn.Module, path: str) -> Any:
 def _uses(node: fx.Node, kind: Literal["conv", "linear"]) -> int:
     """Places of a node's value for one example, wherever the batch is among its dimensions."""
     channels = 1 if kind == "conv" else -1
-    small, large = (prod(spec.shape) // spec.shape[channels] for spec in node.meta["spec"])
-    return large - small or small  # the same for every batch: it is used once, not per example
+    places = [prod(spec.shape) // spec.shape[channels] for spec in node.meta["spec"]]
+    first_input = next(iter(node.graph.nodes))
+    batches = [spec.shape[0] for spec in first_input.meta["spec"]]
+    grown = (places[1] - places[0]) // (batches[1] - batches[0])
+    return grown or places[0]  # the same for every batch: it is used once, not per example
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

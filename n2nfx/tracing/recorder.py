@@ -171,7 +171,9 @@ class Recorder(TorchFunctionMode):
         encoded = self._encode(args), self._encode(kwargs)
         self._paused = True
         try:
-            result = self._own(forward(*args, **kwargs))
+            result = forward(*args, **kwargs)
+            if not getattr(module, "inplace", False):
+                result = self._own(result)
         finally:
             self._paused = False
         self.scope.pop()

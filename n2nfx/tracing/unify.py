@@ -62,9 +62,8 @@ class Disagreement(Exception):
 def unify(tapes: Mapping[Run, Tape]) -> Tape:
     """One tape in which `BatchNumber` and `Switched` stand where the runs differ.
 
-    The values keep the specs of the smallest evaluated batch, and for each tensor those of the
-    other batch beside it: a pair of `Spec`. Raises `CannotOperate` when the runs differ in
-    structure, naming the module where they part.
+    Each tensor among the values has a pair of `Spec`: those of the first two evaluated runs.
+    Raises `CannotOperate` when the runs differ in structure, naming the modules where they part.
     """
     runs = list(tapes)
     one = Tape()

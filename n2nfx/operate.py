@@ -11,7 +11,7 @@ from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning
 from n2nfx.pipeline import Pass, Pipeline
 from n2nfx.source import network_of
-from n2nfx.tracing.trace import Example
+from n2nfx.tracing.tracer import Example
 from n2nfx.wiring import Placement, Wiring
 
 PRUNERS: dict[str, Callable[..., Pass]] = {"random": RandomPruning}
