@@ -1,7 +1,7 @@
 """Makes a network's masks act in its module, and takes them out again."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -130,12 +130,12 @@ def masks_at_work(network: Network) -> Masks:
     )
 
 
-def zero_masked(module: nn.Module, masks: Masks) -> None:
+def zero_masked(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set every masked weight to zero, in place."""
     with torch.no_grad():
         for name, mask in masks.items():
             weight = module.get_parameter(name)
-            weight.masked_fill_(mask.to(weight.device).logical_not(), 0.0)
+            torch.where(mask.to(weight.device), weight, weight.new_zeros(()), out=weight)
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ that many. A smaller budget keeps a subset of a larger one's weights, so a netwo
 by asking the same ranking for fewer.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,8 +200,8 @@ def _feistel(values: np.ndarray, bits: int, key: int) -> np.ndarray:
     high_mask = np.uint32((1 << (bits - low_bits)) - 1)
     low = values.astype(np.uint32) & low_mask
     high = (values >> np.uint64(low_bits)).astype(np.uint32)
-    for turn in range(_ROUNDS):
-        round_key = np.uint32(derive(key, str(turn)) & 0xFFFFFFFF)
+    round_keys = np.frombuffer(hashlib.sha256(str(key).encode()).digest(), dtype="<u4")
+    for turn, round_key in enumerate(round_keys[:_ROUNDS]):
         if turn % 2:
             low ^= _scramble(high, round_key) & low_mask
         else:

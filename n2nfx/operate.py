@@ -9,7 +9,7 @@ from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.network import Probe
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning
-from n2nfx.pipeline import Pass, Pipeline
+from n2nfx.pipeline import Pass, apply
 from n2nfx.source import network_of
 from n2nfx.tracing.tracer import Example
 from n2nfx.wiring import Placement, Wiring
@@ -65,4 +65,4 @@ def transform(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
     )
     probe = Probe(seed=seed, batches=() if batch is None else (batch,), loss=loss)
-    return Pipeline(steps)(network, probe)
+    return apply(steps, network, probe)  # nobody else holds this network

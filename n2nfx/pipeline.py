@@ -77,7 +77,7 @@ def _settings(module: nn.Module) -> str:
 
 
 def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all output tensors for two examples, as they were when the network was traced."""
+    """Shapes of all output tensors for one example, as they were when the network was traced."""
     returned = pytree.tree_leaves(network.module.graph.output_node().args)
     specs = [node.meta["spec"] for node in returned if isinstance(node, fx.Node)]
     leaves = pytree.tree_leaves(specs, is_leaf=lambda value: isinstance(value, tuple))
@@ -85,11 +85,11 @@ def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
 
 
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all output tensors for two examples, from a run without data."""
+    """Shapes of all output tensors for one example, from a run without data."""
     module = network.module
     tensors = [*module.named_parameters(), *module.named_buffers()]
     without_data = {name: tensor.to("meta") for name, tensor in tensors}
-    inputs = [value.to("meta") for value in blank_inputs(network.inputs, batch=2)]
+    inputs = [value.to("meta") for value in blank_inputs(network.inputs, batch=1)]
     with _dry(module), torch.no_grad():
         result = torch.func.functional_call(module, without_data, tuple(inputs))
     leaves = pytree.tree_leaves(result)
@@ -151,44 +151,54 @@ class Pipeline:
 
     passes: Sequence[Pass]
 
-    def __call__(self, network: Network, probe: Probe | None = None, *, seed: int = 0) -> Outcome:
+    def __call__(
+        self, network: Network, probe: Probe | None = None, *, seed: int | None = None
+    ) -> Outcome:
         """Apply the passes to a copy of the network and let its masks act.
 
-        `probe` is what scored passes see of the world; without one, only the seed. Raises
+        `probe` is what scored passes see of the world, seed included; without one there is only
+        the seed (0 unless given). Raises
         `CannotOperate` when a pass cannot do its job here, `BrokenInvariant` when one broke its
         promise.
         """
-        probe = probe or Probe(seed=seed)
-        for operation in self.passes:
-            _require_known_invariants(operation)
-        current = _own(network)
-        record = []
-        before = _facts(current)
-        for operation in self.passes:
-            _log.info("%s", to_text(operation))
-            start = time.perf_counter()
-            known = current.skips
-            current = operation(current, probe)
-            seconds = time.perf_counter() - start
-            after = _verified(operation, before, current)
-            record.append(
-                Step(
-                    spec=to_text(operation),
-                    nnz=(before.nnz, after.nnz),
-                    nodes=(before.nodes, after.nodes),
-                    seconds=seconds,
-                    keeps=tuple(sorted(operation.keeps)),
-                    skips=tuple(skip for skip in current.skips if skip not in known),
-                )
+        if probe is not None and seed is not None:
+            raise UsageError("the seed is the probe's; give one or the other")
+        return apply(self.passes, _own(network), probe or Probe(seed=seed or 0))
+
+
+def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
+    """Apply passes to a network that nobody else holds, in place: `Pipeline` without the copy."""
+    for operation in passes:
+        _require_known_invariants(operation)
+    current = network
+    record: list[Step] = []
+    before = _facts(current)
+    for operation in passes:
+        _log.info("%s", to_text(operation))
+        start = time.perf_counter()
+        known = current.skips
+        current = operation(current, probe)
+        seconds = time.perf_counter() - start
+        after = _verified(operation, before, current)
+        record.append(
+            Step(
+                spec=to_text(operation),
+                nnz=(before.nnz, after.nnz),
+                nodes=(before.nodes, after.nodes),
+                seconds=seconds,
+                keeps=tuple(sorted(operation.keeps)),
+                skips=tuple(skip for skip in current.skips if skip not in known),
             )
-            before = after
-        return finish(current, record, probe.seed)
+        )
+        before = after
+    return finish(current, record, probe.seed)
 
 
 def finish(network: Network, record: Sequence[Step], seed: int) -> Outcome:
     """Let a network's masks act: masked weights are zero, and stay without effect."""
     graph = graph_sha256(network)
-    zero_masked(network.module, network.masks)
+    sequential = {layer.weight for layer in network.layers}  # those of branches are zero already
+    zero_masked(network.module, {n: m for n, m in network.masks.items() if n in sequential})
     bind(network)
     return Outcome(network, tuple(record), seed, graph)
 

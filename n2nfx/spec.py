@@ -7,6 +7,7 @@ default has changed.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +27,8 @@ def to_text(operation: Any) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Real) and not isinstance(value, int):
+        return repr(float(value))
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 

@@ -125,6 +125,7 @@ class _Surgeon:
         for name, part in made.items():
             part.to(device=like.device, dtype=like.dtype).train(self.module.training)
             self.module.add_submodule(name, part)
+            self.module.get_submodule(name.rpartition(".")[0]).training = self.module.training
 
     def _adapt(self, skip: Skip, read: fx.Node, entry: fx.Node, axis: int) -> fx.Node:
         """The source's activation at the target's resolution, where a stride does not see to it.
@@ -195,7 +196,8 @@ def branch(skip: Skip) -> nn.Module:
             made = _CONVOLUTION[len(kernel)](
                 into, out, tuple(kernel), skip.stride, skip.padding, bias=False
             )
-    made.register_parameter("weight", nn.Parameter(torch.zeros(skip.weight_shape)))
+    empty = np.zeros(skip.weight_shape, dtype=np.float32)  # takes no memory before it is written
+    made.register_parameter("weight", nn.Parameter(torch.from_numpy(empty)))
     return made
 
 

@@ -35,5 +35,10 @@ class RandomPruning:
         allocation = Allocation(self.allocation, self.floor, self.ends)
         ranking = RandomRanking(probe.seed)
         total = budget(self.density, network.size)
+        if network.masks and total > network.nnz:
+            raise CannotOperate(
+                f"the network keeps {network.nnz:,} weights already, and what it dropped cannot "
+                f"come back for {total:,}; prune the network as it was before"
+            )
         masks = select(network.layers, ranking, allocation, total)
         return replace(network, masks=masks, scores=ranking, allocation=allocation)

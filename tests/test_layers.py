@@ -69,6 +69,14 @@ def test_layers_come_in_order_of_execution_with_module_path_weight_and_shapes() 
     assert linear == Layer("3", "linear", "3.weight", (5, 72), (72,), (5,), 1)
 
 
+def test_a_squeeze_that_would_take_a_batch_of_one_along_does_not_change_the_shapes() -> None:
+    model = Model(
+        lambda m, x: m.layer(x.mean((2, 3), keepdim=True).squeeze()), layer=nn.Linear(8, 6)
+    )
+    (layer,) = layers(model, 8, 4, 4)
+    assert (layer.reads, layer.writes, layer.uses) == ((8,), (6,), 1)
+
+
 def test_a_weight_that_a_function_uses_goes_by_the_parameters_name() -> None:
     model = Model(
         lambda m, x: functional.linear(functional.conv1d(x, m.kernel), m.inner.matrix),

@@ -284,7 +284,7 @@ def test_another_output_shape_breaks_outputs_and_is_told_with_both_shapes() -> N
     with pytest.raises(BrokenInvariant) as caught:
         Pipeline([Careless(add_a_class)])(chain())
     assert str(caught.value) == (
-        "toy promised to keep outputs: shapes ((2, 5),) before, ((2, 6),) after"
+        "toy promised to keep outputs: shapes ((1, 5),) before, ((1, 6),) after"
     )
 
 
@@ -409,3 +409,22 @@ def test_every_step_of_the_library_leaves_a_network_that_runs_for_any_batch(adde
     outcome = Pipeline([added])(chain())
     for batch in (2, 7):
         assert outcome.network.module(torch.randn(batch, 3, 8, 8)).shape == (batch, 5)
+
+
+def test_two_seeds_are_refused() -> None:
+    with pytest.raises(UsageError, match="one or the other"):
+        Pipeline([RandomPruning(0.5)])(chain(), Probe(seed=1), seed=1)
+
+
+def test_what_was_dropped_does_not_come_back_as_zeros() -> None:
+    pruned = Pipeline([RandomPruning(0.2)])(chain()).network
+    assert Pipeline([RandomPruning(0.1)])(pruned).network.nnz == round(0.1 * pruned.size)
+    with pytest.raises(CannotOperate, match="already"):
+        Pipeline([RandomPruning(0.5)])(pruned)
+
+
+def test_branches_are_in_the_mode_of_their_network() -> None:
+    network = n2nfx.trace(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), torch.zeros(2, 4))
+    network.module.eval()
+    skipped = Pipeline(prune_and_skip(hops=(2,)))(network).network
+    assert not any(part.training for part in skipped.module.modules())

@@ -24,6 +24,8 @@ import n2nfx
 from n2nfx.models import build
 from n2nfx.network import Network, Probe
 from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.pipeline import apply
+from n2nfx.tracing import record
 
 
 def torch_prune(modules: list[nn.Module], amount: float) -> None:
@@ -42,8 +44,8 @@ def fresh_layers(network: Network) -> list[nn.Module]:
 
 
 def operate(module: nn.Module, example: torch.Tensor, density: float, ratio: float) -> None:
-    network = n2nfx.trace(module, example)
-    n2nfx.Pipeline([RandomPruning(density=density), N2NSkip(ratio=ratio)])(network)
+    network = record(module, example)  # as `n2nfx transform` does: nobody else holds the model
+    apply([RandomPruning(density=density), N2NSkip(ratio=ratio)], network, Probe(seed=0))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -66,13 +68,13 @@ def main() -> None:
     random = RandomPruning(density=given.density)
     taken: dict[str, list[float]] = {}
     for _ in range(given.rounds + 1):
-        peers = fresh_layers(network)
+        peers, built = fresh_layers(network), build(given.model)
         contestants: dict[str, Callable[[], object]] = {
             "torch random_unstructured": partial(torch_prune, peers, 1 - given.density),
             "n2nfx random": partial(random, network, Probe(seed=0)),
-            "build the model": partial(build, given.model),
+            "build the model": partial(build, given.model, seed=1),
             "trace, prune, splice": partial(
-                operate, model.module, model.example, given.density, given.ratio
+                operate, built.module, model.example, given.density, given.ratio
             ),
         }
         for name, work in contestants.items():

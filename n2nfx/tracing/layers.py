@@ -104,8 +104,8 @@ def _uses(node: fx.Node, kind: Literal["conv", "linear"]) -> int:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    """A node's activation shape without the batch."""
-    return tuple(node.meta["spec"][0].shape[1:])
+    """A node's activation shape without the batch: at the larger one, which nothing squeezes."""
+    return tuple(node.meta["spec"][1].shape[1:])
 
 
 def nodes_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:

@@ -166,18 +166,32 @@ class Recorder(TorchFunctionMode):
             result = forward(*args, **kwargs)
             self.scope.pop()
             return result
+        with torch._C.DisableTorchFunction():  # what a leaf does inside is not for this mode
+            encoded = self._encode(args), self._encode(kwargs)
+            result = self._leaf(module, forward, args, kwargs)
+            self.scope.pop()
+            self._write("call_module", name, *encoded, result)
+        return result
+
+    def _leaf(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a module that is one call of the graph."""
         self._refuse_contexts()
         self._refuse_without_gradient(*module.parameters())
-        encoded = self._encode(args), self._encode(kwargs)
         self._paused = True
         try:
-            result = forward(*args, **kwargs)
+            result = _normed(module, args) if not kwargs else None
+            if result is None:
+                result = forward(*args, **kwargs)
             if not getattr(module, "inplace", False):
                 result = self._own(result)
         finally:
             self._paused = False
-        self.scope.pop()
-        self._write("call_module", name, *encoded, result)
         return result
 
     # What tensors become.
@@ -252,6 +266,18 @@ def _call(
     if hasattr(operator, name) and name.startswith("__"):
         return "call_function", getattr(operator, name), *encoded
     return "call_method", name, *encoded
+
+
+def _normed(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+    """What a batch norm gives where no value counts: another tensor like its input.
+
+    Running it would be a third of all tracing. None where it might do anything else.
+    """
+    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or len(args) != 1:
+        return None
+    (value,) = args
+    fits = isinstance(value, Tensor) and value.dim() > 1 and value.requires_grad
+    return value.clone() if fits and value.shape[1] == module.num_features else None
 
 
 def _attributes(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ import inspect
 import logging
 import random
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from n2nfx.tracing.tape import Tape
 from n2nfx.tracing.unify import GraphWriter, Run, unify
 
 # Three sizes tell a number that depends on the batch by a line (a * B + c) from any other (B // 2,
-# B % 2, B * B), and show a forward that treats a single example apart. Training has two of them,
-# for what it alone takes from the batch; neither is 1, which batch norm refuses.
-_RUNS = (Run(False, 2), Run(False, 61), Run(False, 1), Run(True, 61), Run(True, 2))
+# B % 2, B * B); two in each mode tell it from one that depends on the mode. Size 1 shows a forward
+# that treats a single example apart; not in training, where batch norm refuses it. It comes first:
+# the first of a node's specs is that of one example.
+_RUNS = (Run(False, 1), Run(False, 61), Run(True, 61), Run(True, 2))
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -207,14 +209,12 @@ def _remember(model: nn.Module) -> Callable[[], None]:
 
 def _unshared(value: Any) -> Any:
     """A copy of nested containers; what is in them stays the same."""
-    if isinstance(value, dict):
-        made = copy.copy(value)
-        for key, item in value.items():
-            made[key] = _unshared(item)
-        return made
-    if type(value) in (list, set, tuple):
-        return type(value)(map(_unshared, value))
-    return value
+    kind: Any = type(value)
+    if kind in (dict, OrderedDict):
+        return kind([(key, _unshared(item)) for key, item in value.items()])
+    if kind in (list, set, tuple):
+        return kind(map(_unshared, value))
+    return copy.copy(value) if isinstance(value, dict) else value
 
 
 def _explain(error: Exception, model: nn.Module, scope: list[str], inputs: Sequence[Tensor]) -> str:
