@@ -44,4 +44,7 @@ def from_model(built: models.Model, example: Example | None, origin: Origin) -> 
         _log.info("%s", note)
     _log.info("tracing %s", built.name)
     network = record(built.module, built.example if example is None else example)
-    return replace(network, origin=replace(origin, name=built.name), notes=built.notes)
+    for note in network.notes:
+        _log.info("%s", note)
+    notes = (*built.notes, *network.notes)
+    return replace(network, origin=replace(origin, name=built.name), notes=notes)

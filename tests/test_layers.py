@@ -228,3 +228,15 @@ def test_a_layer_that_does_not_see_the_batch_is_used_as_often_as_it_computes() -
     model = Model(lambda m, x: x + m.layer(m.table), layer=nn.Linear(8, 4), table=weight(5, 8))
     (layer,) = layers(model, 5, 4)
     assert layer.uses == 5
+
+
+def test_layers_that_compute_their_weight_are_told_in_a_note() -> None:
+    model = timm.create_model("resnetv2_50x1_bit", num_classes=0)
+    network = n2nfx.trace(model, torch.zeros(1, 3, 32, 32))
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    (note,) = network.notes
+    assert note.startswith(
+        f"{len(convolutions)} layers compute the weight that they use (stem.conv"
+    )
+    assert network.layers == ()
+    assert n2nfx.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 4, 4)).notes == ()

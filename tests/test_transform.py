@@ -252,3 +252,8 @@ def test_a_batch_and_a_loss_are_handed_to_the_pruner(monkeypatch: pytest.MonkeyP
     transform(small(), density=0.3, example=EXAMPLE, batch=batch, loss=functional.mse_loss, seed=9)
     (probe,) = seen
     assert (probe.seed, probe.batches, probe.loss) == (9, (batch,), functional.mse_loss)
+
+
+def test_a_model_without_a_prunable_layer_is_told_so() -> None:
+    with pytest.raises(CannotOperate, match="no prunable layer"):
+        n2nfx.transform(nn.Sequential(nn.ReLU()), density=0.5, example=torch.zeros(1, 4))

@@ -72,10 +72,11 @@ def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
         _percent(counts.kept, counts.reference),
     )
     ratio = asked["skip_ratio"]
-    for name, share, count in (
+    split = [
         ("  sequential", 1 - ratio, counts.sequential),
         (f"  in {len(network.skips)} skips", ratio, counts.skip),
-    ):
+    ]
+    for name, share, count in split if ratio else ():
         table.add_row(
             name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", _percent(count, counts.kept)
         )

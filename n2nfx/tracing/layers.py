@@ -80,6 +80,19 @@ def _weight_at(
     return str(operand.target), weight, kind, node.target in _TRANSPOSED
 
 
+def not_prunable(module: fx.GraphModule) -> tuple[str, ...]:
+    """Where a convolution or linear call computes its weight: a mask on a parameter would not do.
+
+    Weight standardization is the common case: half a masked parameter leaves no zero behind it.
+    """
+    names = _first_names(module)
+    return tuple(
+        str(node.meta["scope"])
+        for node in module.graph.nodes
+        if weight_operand(node) is not None and layer_at(module, node, names) is None
+    )
+
+
 def weight_operand(node: fx.Node) -> fx.Node | None:
     """The node that a functional convolution or linear call takes its weight from, or None."""
     if node.target not in (*_CONVOLUTIONS, *_TRANSPOSED, functional.linear):

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
 from n2nfx.graphmodule import WholeGraphModule
 from n2nfx.network import InputSpec, Network, blank_inputs
-from n2nfx.tracing.layers import find_layers
+from n2nfx.tracing.layers import find_layers, not_prunable
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.recorder import Recorder
 from n2nfx.tracing.tape import Tape
@@ -87,7 +87,19 @@ def record(model: nn.Module, example: Example) -> Network:
         module = model.get_submodule(owner)
         module.add_module(name, switch.train(module.training))
     module = WholeGraphModule(model, graph, type(model).__name__)
-    return Network(module=module, layers=find_layers(module), inputs=call.inputs)
+    return Network(
+        module=module, layers=find_layers(module), inputs=call.inputs, notes=_notes(module)
+    )
+
+
+def _notes(module: WholeGraphModule) -> tuple[str, ...]:
+    computed = not_prunable(module)
+    if not computed:
+        return ()
+    return (
+        f"{len(computed)} layers compute the weight that they use ({computed[0]} is one): they are "
+        "not prunable, and not counted",
+    )
 
 
 @dataclass(frozen=True)
