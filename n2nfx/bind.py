@@ -104,14 +104,17 @@ def unbind(module: fx.GraphModule) -> None:
 
 def bake(network: Network) -> Network:
     """A copy of the network with the masked weights zero and every module plain again."""
-    masks, module = masks_at_work(network), copy.deepcopy(network.module)
+    acting, module = as_it_acts(network), copy.deepcopy(network.module)
     unbind(module)
-    zero_masked(module, masks)
-    return replace(network, module=module, masks=masks)
+    zero_masked(module, acting.masks)
+    return replace(acting, module=module)
 
 
-def masks_at_work(network: Network) -> Masks:
-    """The masks that act in the module: the network's own, until a state with others is loaded."""
+def as_it_acts(network: Network) -> Network:
+    """The network with the masks that act in its module, and the counts of its skips by them.
+
+    They are the network's own until a state with other masks is loaded into the module.
+    """
     module = network.module
     acting = {
         id(layer.weight): layer.get_buffer(MASK)
@@ -122,12 +125,16 @@ def masks_at_work(network: Network) -> Masks:
         masked = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(masked, MaskedWeight):
             acting[id(module.get_parameter(str(node.args[0].target)))] = masked.mask
-    return Masks(
+    masks = Masks(
         {
             name: acting.get(id(module.get_parameter(name)), mask).to(mask.device, copy=True)
             for name, mask in network.masks.items()
         }
     )
+    skips = tuple(
+        replace(skip, nnz=masks.counts.get(skip.weight, skip.nnz)) for skip in network.skips
+    )
+    return replace(network, masks=masks, skips=skips)
 
 
 def zero_masked(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -144,6 +151,8 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise CannotOperate(f"{name} is no tensor, and only tensors can be saved")
         if id(tensor) not in masks and id(tensor) not in seen:
             seen.add(id(tensor))
             state[name] = tensor.detach()

@@ -14,6 +14,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # the tables, the hooks and the training flag
 _META = ("spec", "scope")  # what tracing writes down about a node
 

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from n2nfx import artifact
-from n2nfx.bind import bind, plain_state
+from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError
 from n2nfx.masks import Masks
-from n2nfx.network import Network, Probe
-from n2nfx.plan import Plan, Step, graph_sha256
+from n2nfx.network import Network, Probe, Step
+from n2nfx.plan import Plan, graph_sha256
 from n2nfx.registry import passes
 from n2nfx.source import network_of
 from n2nfx.spec import from_text
@@ -37,9 +37,9 @@ def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -
     if graph_sha256(network) != plan.graph_sha256:
         raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
     _load_state(path, network, found.tensors)
-    network = replace(network, masks=_masks(path, network, plan, found.masks))
+    network = replace(network, masks=_masks(path, network, plan, found.masks), history=plan.steps)
     bind(network)
-    return network
+    return as_it_acts(network)
 
 
 def _parse(path: Path, plan: dict[str, Any]) -> Plan:
@@ -54,12 +54,18 @@ def _parse(path: Path, plan: dict[str, Any]) -> Plan:
 
 def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
     """The network as the passes left it: the same graph, masks and weights still to come."""
+    origin = plan.origin
+    if model is None and (origin.name is None or ".py:" in origin.name):
+        made = origin.name or f"the module {origin.module_class}"
+        raise CannotOperate(
+            f"{path} was made from {made}, which must be handed in: load(..., model=)"
+        )
     try:
-        network = _reference(path, plan, model)
+        network = _reference(plan, model)
         if network.layers != plan.layers and not _changes_layers(plan.steps):
             raise DamagedFile(f"{path}: {_difference(network, plan)}")
         for step in plan.steps:
-            network = _replay(network, step, plan.seed)
+            network = _replay(network, step)
     except DamagedFile:
         raise
     except N2nfxError as error:
@@ -71,16 +77,14 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
     return network
 
 
-def _reference(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
+def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
+    """The network before the first pass."""
     origin = plan.origin
     example = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
-    if model is not None:
+    if isinstance(model, nn.Module):
         return replace(network_of(model, example=example), origin=origin)
-    if origin.name is None or ".py:" in origin.name:
-        made = origin.name or f"the module {origin.module_class}"
-        raise CannotOperate(f"it was made from {made}, which must be handed in: load(..., model=)")
     return network_of(
-        origin.name,
+        model or str(origin.name),
         example=example,
         seed=origin.seed,
         num_classes=origin.num_classes,
@@ -92,11 +96,11 @@ def _changes_layers(steps: Sequence[Step]) -> bool:
     return any("graph" not in step.keeps for step in steps)
 
 
-def _replay(network: Network, step: Step, seed: int) -> Network:
+def _replay(network: Network, step: Step) -> Network:
     """A pass that kept the graph did no more than add its skips."""
     if "graph" not in step.keeps:
         operation = from_text(step.spec, passes())
-        network = operation(network, Probe(seed=seed))
+        return operation(network, Probe(seed=step.seed))
     if step.skips:
         splice(network, step.skips)
         network = replace(network, skips=(*network.skips, *step.skips))

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from n2nfx.budget import Allocation
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate as CannotOperate
+from n2nfx.errors import UsageError
 from n2nfx.masks import Masks, Ranking
-
-__all__ = ["CannotOperate", "InputSpec", "Layer", "Network", "Origin", "Probe", "Row", "Skip"]
 
 INPUT = "input"  # the name of l = 0, the network's input, as the source of a skip
 
@@ -123,6 +122,34 @@ def blank_inputs(inputs: Sequence[InputSpec], batch: int | None = None) -> tuple
     )
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A pair of layers that a branch cannot join, and why."""
+
+    source: str
+    target: str
+    hop: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a record: what a pass did.
+
+    spec: the pass as text. seed: that of its probe. nnz, nodes: kept weights and graph nodes,
+    before and after. seconds: wall time. keeps: the invariants that the pass promised, and kept.
+    skips: those it added.
+    """
+
+    spec: str
+    seed: int
+    nnz: tuple[int, int]
+    nodes: tuple[int, int]
+    seconds: float
+    keeps: tuple[str, ...]
+    skips: tuple[Skip, ...]
+
+
 class Row(NamedTuple):
     """One line of the ledger: a layer or a skip, what it could keep, what it keeps, its uses."""
 
@@ -152,7 +179,8 @@ class Network:
 
     Without masks it is the reference network: every weight is kept. `scores` and `allocation`
     are how the masks were chosen, so that a later pass can ask the same ranking for fewer.
-    `origin` says how the module can be built again, `notes` what a person should know.
+    `origin` says how the module can be built again and `history` what was done to it since;
+    `refused` are the pairs that got no skip, `notes` what a person should know.
     """
 
     module: fx.GraphModule
@@ -163,6 +191,8 @@ class Network:
     scores: Ranking | None = None
     allocation: Allocation | None = None
     origin: Origin = Origin()
+    history: tuple[Step, ...] = ()
+    refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -193,8 +223,8 @@ class Network:
 
     @property
     def density(self) -> float:
-        """Kept weights over N."""
-        return self.nnz / self.size
+        """Kept weights over N; 1 where there are none to keep."""
+        return self.nnz / self.size if self.size else 1.0
 
     @property
     def flops(self) -> int:
@@ -209,7 +239,7 @@ class Network:
     @property
     def flop_density(self) -> float:
         """Multiply-adds of kept weights over those of the reference network."""
-        return self.flops / self.dense_flops
+        return self.flops / self.dense_flops if self.dense_flops else 1.0
 
     def ledger(self) -> tuple[Row, ...]:
         """One row for every layer, in order of execution, then one for every skip."""
@@ -233,7 +263,7 @@ class Network:
                 skip.weight,
                 skip.weight_shape,
                 skip.size,
-                skip.nnz,
+                counts.get(skip.weight, skip.nnz),
                 skip.uses,
             )
             for skip in self.skips
@@ -283,3 +313,7 @@ class Probe:
     seed: int = 0
     batches: Sequence[tuple[Tensor, Tensor]] = ()
     loss: Callable[[Any, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int:
+            raise UsageError(f"a seed must be a whole number (int), not {self.seed!r}")

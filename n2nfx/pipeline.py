@@ -5,18 +5,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from n2nfx.bind import bind, masks_at_work, unbind, zero_masked
+from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
-from n2nfx.network import Network, Probe, blank_inputs
+from n2nfx.graphmodule import HOOKS
+from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
-from n2nfx.plan import Step, graph_sha256
+from n2nfx.plan import graph_sha256
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
 
@@ -96,18 +97,15 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 @contextmanager
 def _dry(module: nn.Module) -> Iterator[None]:
     """A module without its hooks, which are not ours to call, and in evaluation, the quickest."""
     own = [
-        (vars(part), {name: vars(part)[name] for name in (*_HOOKS, "training")})
+        (vars(part), {name: vars(part)[name] for name in (*HOOKS, "training")})
         for part in module.modules()
     ]
     for attributes, before in own:
-        attributes.update({name: type(before[name])() for name in _HOOKS}, training=False)
+        attributes.update({name: type(before[name])() for name in HOOKS}, training=False)
     try:
         yield
     finally:
@@ -151,6 +149,12 @@ class Pipeline:
 
     passes: Sequence[Pass]
 
+    def __post_init__(self) -> None:
+        listed = isinstance(self.passes, Sequence)
+        for operation in self.passes if listed else [self.passes]:
+            if not listed or isinstance(operation, type) or not is_dataclass(operation):
+                raise UsageError(f"a pipeline is made of a list of passes, not of {operation!r}")
+
     def __call__(
         self, network: Network, probe: Probe | None = None, *, seed: int | None = None
     ) -> Outcome:
@@ -161,9 +165,14 @@ class Pipeline:
         `CannotOperate` when a pass cannot do its job here, `BrokenInvariant` when one broke its
         promise.
         """
+        if not isinstance(network, Network):
+            raise UsageError(
+                f"a pipeline operates on a network, n2nfx.trace(module, example), not on a "
+                f"{type(network).__name__}"
+            )
         if probe is not None and seed is not None:
             raise UsageError("the seed is the probe's; give one or the other")
-        return apply(self.passes, _own(network), probe or Probe(seed=seed or 0))
+        return apply(self.passes, _own(network), probe or Probe(seed=0 if seed is None else seed))
 
 
 def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
@@ -183,6 +192,7 @@ def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
         record.append(
             Step(
                 spec=to_text(operation),
+                seed=probe.seed,
                 nnz=(before.nnz, after.nnz),
                 nodes=(before.nodes, after.nodes),
                 seconds=seconds,
@@ -191,16 +201,16 @@ def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
             )
         )
         before = after
-    return finish(current, record, probe.seed)
+    return finish(current, record)
 
 
-def finish(network: Network, record: Sequence[Step], seed: int) -> Outcome:
+def finish(network: Network, record: Sequence[Step]) -> Outcome:
     """Let a network's masks act: masked weights are zero, and stay without effect."""
     graph = graph_sha256(network)
     sequential = {layer.weight for layer in network.layers}  # those of branches are zero already
     zero_masked(network.module, {n: m for n, m in network.masks.items() if n in sequential})
     bind(network)
-    return Outcome(network, tuple(record), seed, graph)
+    return Outcome(replace(network, history=(*network.history, *record)), tuple(record), graph)
 
 
 def _own(network: Network) -> Network:
@@ -209,7 +219,7 @@ def _own(network: Network) -> Network:
     unbind(module)
     if any("spec" not in node.meta for node in module.graph.nodes if node.op != "output"):
         module = record(module, blank_inputs(network.inputs)).module  # pickle drops the shapes
-    return replace(network, module=module, masks=masks_at_work(network))
+    return replace(as_it_acts(network), module=module)
 
 
 def _require_known_invariants(operation: Pass) -> None:

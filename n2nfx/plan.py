@@ -2,29 +2,12 @@
 
 import hashlib
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
 
-from n2nfx.network import InputSpec, Layer, Network, Origin, Skip
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of a record: what a pass did.
-
-    spec: the pass as text. nnz, nodes: kept weights and graph nodes, before and after. seconds:
-    wall time. keeps: the invariants that the pass promised, and kept. skips: those it added.
-    """
-
-    spec: str
-    nnz: tuple[int, int]
-    nodes: tuple[int, int]
-    seconds: float
-    keeps: tuple[str, ...]
-    skips: tuple[Skip, ...]
+from n2nfx.network import InputSpec, Layer, Network, Origin, Step
 
 
 @dataclass(frozen=True)
@@ -45,7 +28,6 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     origin: Origin
-    seed: int
     versions: dict[str, str]
     inputs: tuple[InputSpec, ...]
     layers: tuple[Layer, ...]
@@ -55,17 +37,16 @@ class Plan(BaseModel):
     graph_sha256: str
 
 
-def make_plan(network: Network, steps: Sequence[Step], seed: int, graph: str) -> Plan:
-    """The plan of a network that the steps made; `graph` is its graph's hash, masks unbound."""
+def make_plan(network: Network, graph: str) -> Plan:
+    """The plan of a network; `graph` is its graph's hash, masks unbound."""
     return Plan(
         origin=network.origin,
-        seed=seed,
         versions=versions(),
         inputs=network.inputs,
         layers=network.layers,
         kept={row.weight: row.kept for row in network.ledger() if row.size},
         counts=count(network),
-        steps=tuple(steps),
+        steps=network.history,
         graph_sha256=graph,
     )
 

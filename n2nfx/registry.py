@@ -3,6 +3,7 @@
 import warnings
 from importlib.metadata import entry_points
 from types import MappingProxyType
+from typing import Any
 
 import n2nfx.passes
 from n2nfx.errors import UsageError
@@ -21,9 +22,11 @@ def passes() -> MappingProxyType[str, type]:
         known[cls.name] = cls
     for point in entry_points(group=GROUP):
         try:
-            cls = point.load()
+            cls: Any = point.load()
             if cls.name in known:
                 raise UsageError(f"there is a pass {cls.name} already")
+            if not hasattr(cls, "__dataclass_fields__"):
+                raise UsageError(f"{cls.name} is no dataclass")
             known[cls.name] = cls
         except Exception as error:
             warnings.warn(f"the pass {point.name} ({point.value}) failed: {error}", stacklevel=2)

@@ -30,7 +30,11 @@ def network_of(
         return from_model(
             models.build(model, seed=seed, num_classes=num_classes, input_shape=input_shape),
             example,
-            Origin(seed=seed, num_classes=num_classes, input_shape=input_shape),
+            Origin(
+                seed=seed,
+                num_classes=num_classes,
+                input_shape=None if input_shape is None else tuple(input_shape),
+            ),
         )
     if example is None:
         raise UsageError("a module needs an example input: example=torch.randn(1, 3, 224, 224)")

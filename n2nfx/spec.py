@@ -1,4 +1,4 @@
-"""A pass as one line of text, and back: `n2nskip{ratio=0.5 hops=3 wiring=paper}`.
+"""A pass as one line of text, and back: `resskip{hops=2,3 placement=every}`.
 
 Every argument is written, those at their default too: a record must mean the same after a
 default has changed.

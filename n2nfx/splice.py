@@ -48,6 +48,8 @@ def prepare(network: Network) -> None:
             continue
         norm.act = nn.Identity()
         name = f"{path.replace('.', '_')}_act"
+        while hasattr(module, name):
+            name += "_"
         module.add_module(name, inner)
         for node in nodes:
             _follow(module.graph, node, name)
@@ -64,7 +66,8 @@ def _follow(graph: fx.Graph, node: fx.Node, name: str) -> None:
 def splice(network: Network, skips: Sequence[Skip]) -> None:
     """Add the branches to the network's graph and module, their weights zero.
 
-    A branch whose weights are zero changes nothing, to the last bit. Raises `CannotOperate` when
+    A branch whose weights are zero changes nothing, to the last bit (a norm of its own may, once
+    it was trained). Raises `CannotOperate` when
     a skip does not fit this graph.
     """
     prepare(network)

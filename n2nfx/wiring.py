@@ -6,31 +6,23 @@ identities do not make everything neighbours; gates (squeeze-excite) count for n
 leaves the output activation of its source and enters its target just before the nonlinearity.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from n2nfx.errors import UsageError, did_you_mean
-from n2nfx.network import INPUT, Layer, Network, Skip
+from n2nfx.graphmodule import HOOKS
+from n2nfx.network import INPUT, Layer, Network, Refusal, Skip
 from n2nfx.tracing.layers import nodes_of
-from n2nfx.tracing.ops import is_in_place, is_view, kind_of
+from n2nfx.tracing.ops import is_in_place, is_view, kind_of, name_of
 
 Wiring = Literal["paper", "linear", "joint"]
 Placement = Literal["every", "blocks", "stages"]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A pair that cannot be joined, and why."""
-
-    source: str
-    target: str
-    hop: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +81,7 @@ def find_branches(network: Network, options: Options) -> Branches:
     skips: list[Skip] = []
     refused: list[Refusal] = []
     taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
+    names = set(dict(network.module.named_modules()))
     for source, target, hop in sites.pairs(options.hops):
         found = _join(sites, source, target, hop, options)
         if isinstance(found, Refusal):
@@ -96,19 +89,25 @@ def find_branches(network: Network, options: Options) -> Branches:
             continue
         ends = (source.activation, entry_of(target, found.at))
         if ends in taken:
-            refused.append(
-                Refusal(
-                    found.source,
-                    found.target,
-                    hop,
-                    f"the same branch as {taken[ends].source} -> {taken[ends].target}",
-                )
-            )
+            twin = f"the same branch as {taken[ends].source} -> {taken[ends].target}"
+            refused.append(Refusal(found.source, found.target, hop, twin))
             continue
-        taken[ends] = found
-        skips.append(found)
+        taken[ends] = replace(found, name=_branch_name(found, network.module, names))
+        names.add(taken[ends].name)
+        skips.append(taken[ends])
     placed, misplaced = _place(skips, sites, options.placement)
     return Branches(tuple(placed), (*refused, *misplaced))
+
+
+def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:
+    """The branch's module path: its ends, in a container that is not the model's own."""
+    container = "skips"
+    while hasattr(module, container):
+        container += "_"
+    name = f"{container}.{skip.source.replace('.', '_')}__{skip.target.replace('.', '_')}"
+    while name in taken:
+        name += "_"
+    return name
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,14 +278,9 @@ def _join(sites: Sites, source: Site, target: Site, hop: int, options: Options) 
     if reason is None:
         branch = _fit(source, target, options, sites.batches)
         if not isinstance(branch, str):
-            return replace(branch, name=branch_name(source.name, target.name), hop=hop)
+            return replace(branch, hop=hop)
         reason = branch
     return Refusal(source.name, target.name, hop, reason)
-
-
-def branch_name(source: str, target: str) -> str:
-    """The module path of the branch between two layers."""
-    return f"skips.{source.replace('.', '_')}__{target.replace('.', '_')}"
 
 
 def _forbidden(sites: Sites, source: Site, target: Site, options: Options) -> str | None:
@@ -301,33 +295,38 @@ def _forbidden(sites: Sites, source: Site, target: Site, options: Options) -> st
         return f"the output of {source.name} is not there yet when {target.name} needs it"
     if not source.activation.meta["spec"][0].dtype.is_floating_point:
         return f"{source.name} is not a floating-point tensor"
-    if options.wiring == "paper" and not _keeps_zero(sites.module, target.nonlinearity):
-        return (
-            f"the nonlinearity of {target.name} is not 0 at 0, so a branch without weights would "
-            "not be silent; wiring linear or joint would do"
-        )
+    if options.wiring == "paper" and target.nonlinearity is not None:
+        reason = _unfit_inside(sites.module, target.nonlinearity)
+        if reason:
+            return f"the nonlinearity of {target.name} {reason}; wiring linear or joint would do"
     return _changed_in_place(sites.module, source)
 
 
-def _keeps_zero(module: fx.GraphModule, nonlinearity: fx.Node | None) -> bool:
-    """Whether g(0) = 0, by trying it."""
-    if nonlinearity is None:
-        return True
+def _unfit_inside(module: fx.GraphModule, nonlinearity: fx.Node) -> str | None:
+    """Why Eq. 2 cannot have a nonlinearity inside the branch, or None.
+
+    A branch without weights must be silent, so g(0) has to be 0, which is found by trying it on a
+    copy, its hooks left out.
+    """
+    rest = (*nonlinearity.args[1:], *nonlinearity.kwargs.values())
+    if any(isinstance(argument, fx.Node) for argument in rest):
+        return "takes other values of the graph"
+    called: Any = nonlinearity.target
+    if nonlinearity.op == "call_module":
+        called = copy.deepcopy(module.get_submodule(str(called))).cpu().float().eval()
+        if isinstance(called, nn.RReLU):
+            return "draws at random"
+        for hooks in HOOKS:
+            getattr(called, hooks).clear()
+    elif name_of(nonlinearity) == "rrelu":
+        return "draws at random"
+    elif nonlinearity.op == "call_method":
+        called = getattr(torch.Tensor, str(called))
     shape = nonlinearity.meta["spec"][0].shape
     one_place = torch.zeros(1, shape[1], *(1 for _ in shape[2:]))  # nonlinearities are pointwise
     with torch.no_grad():
-        return not bool(apply(module, nonlinearity, one_place).any())
-
-
-def apply(module: fx.GraphModule, nonlinearity: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """What the nonlinearity at a node makes of a value."""
-    if nonlinearity.op == "call_module":
-        return module.get_submodule(str(nonlinearity.target))(value)
-    rest = nonlinearity.args[1:]
-    if nonlinearity.op == "call_method":
-        return getattr(value, str(nonlinearity.target))(*rest, **nonlinearity.kwargs)
-    assert callable(nonlinearity.target)
-    return nonlinearity.target(value, *rest, **nonlinearity.kwargs)
+        result = called(one_place, *nonlinearity.args[1:], **nonlinearity.kwargs)
+    return "is not 0 at 0" if bool(result.any()) else None
 
 
 def _changed_in_place(module: fx.GraphModule, source: Site) -> str | None:

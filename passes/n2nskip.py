@@ -17,6 +17,8 @@ from n2nfx.seeds import derive, generator
 from n2nfx.splice import fill, prepare, splice
 from n2nfx.wiring import Branches, Options, Placement, Wiring, find_branches
 
+_FURTHEST = 8  # hops that an error looks through for one that would do
+
 
 @dataclass(frozen=True)
 class N2NSkip:
@@ -84,7 +86,12 @@ class N2NSkip:
             masks[skip.weight] = self._mask(skip, probe.seed)
             fill(network, skip, masks[skip.weight], self._values(skip, masks[skip.weight], probe))
         return replace(
-            network, masks=Masks(masks), skips=skips, scores=ranking, allocation=allocation
+            network,
+            masks=Masks(masks),
+            skips=skips,
+            scores=ranking,
+            allocation=allocation,
+            refused=branches.refused,
         )
 
     def _decide(self, branches: Sequence[Skip], total: int) -> tuple[Skip, ...]:
@@ -146,17 +153,22 @@ def _require_room(network: Network, branches: Branches, options: Options, wanted
     if wanted <= branches.capacity:
         return
     if not branches.skips:
-        reasons = Counter(refusal.reason for refusal in branches.refused).most_common(3)
-        because = "; ".join(f"{reason} ({count})" for reason, count in reasons)
         raise CannotOperate(
-            f"no legal pair of layers is {_words(options.hops)} apart"
-            f"{f': {because}' if because else ''}. {_elsewhere(network, options, wanted)}"
+            f"no legal pair of layers is {_words(options.hops)} apart{_because(branches)}. "
+            f"{_elsewhere(network, options, wanted)}"
         )
     raise CannotOperate(
-        f"{wanted:,} skip weights were asked for, but the {len(branches.skips)} legal branches "
-        f"with hops {_words(options.hops)} hold at most {branches.capacity:,}. "
-        f"{_elsewhere(network, options, wanted)}"
+        f"{wanted:,} skip weights were asked for, but the legal branches with hops "
+        f"{_words(options.hops)} ({len(branches.skips)}) hold at most {branches.capacity:,}"
+        f"{_because(branches)}. {_elsewhere(network, options, wanted)}"
     )
+
+
+def _because(branches: Branches) -> str:
+    """The commonest reasons why pairs were refused, as a clause, or nothing."""
+    reasons = Counter(refusal.reason for refusal in branches.refused).most_common(3)
+    told = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+    return f" (refused: {told})" if told else ""
 
 
 def _words(hops: Sequence[int]) -> str:
@@ -167,11 +179,13 @@ def _elsewhere(network: Network, options: Options, wanted: int) -> str:
     """What other hops would hold."""
     room = {
         hop: find_branches(network, replace(options, hops=(hop,))).capacity
-        for hop in range(1, len(network.layers) + 1)
-        if hop not in options.hops and hop <= 8
+        for hop in range(1, _FURTHEST + 1)
+        if hop not in options.hops
     }
     fitting = [hop for hop, capacity in room.items() if capacity >= wanted]
     if fitting:
         return f"Hops that would do: {', '.join(map(str, fitting))}"
     held = ", ".join(f"{hop} holds {capacity:,}" for hop, capacity in room.items() if capacity)
-    return f"No single other hop holds as many ({held})" if held else "No other hop would do"
+    if not held:
+        return f"No other hop up to {_FURTHEST} would do"
+    return f"No other hop up to {_FURTHEST} holds as many alone ({held})"

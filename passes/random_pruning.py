@@ -35,10 +35,11 @@ class RandomPruning:
         allocation = Allocation(self.allocation, self.floor, self.ends)
         ranking = RandomRanking(probe.seed)
         total = budget(self.density, network.size)
-        if network.masks and total > network.nnz:
-            raise CannotOperate(
-                f"the network keeps {network.nnz:,} weights already, and what it dropped cannot "
-                f"come back for {total:,}; prune the network as it was before"
-            )
         masks = select(network.layers, ranking, allocation, total)
+        revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
+        if revived:
+            raise CannotOperate(
+                f"{revived[0]} was pruned already, and what was dropped cannot come back: prune "
+                "the network as it was before, or further by the same seed and allocation"
+            )
         return replace(network, masks=masks, scores=ranking, allocation=allocation)

@@ -33,10 +33,12 @@ class ResSkip:
         prepare(network)
         branches = find_branches(network, Options(self.hops, self.placement, "linear"))
         if not branches.skips:
-            raise CannotOperate(f"no legal pair of layers is {self.hops} apart")
+            raise CannotOperate(
+                f"no legal pair of layers is {' or '.join(map(str, self.hops))} apart"
+            )
         skips = tuple(map(_without_weights, branches.skips))
         splice(network, skips)
-        return replace(network, skips=skips)
+        return replace(network, skips=skips, refused=branches.refused)
 
 
 def _without_weights(skip: Skip) -> Skip:

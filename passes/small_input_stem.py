@@ -10,14 +10,18 @@ from n2nfx.errors import CannotOperate
 from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.seeds import generator
 from n2nfx.tracing import record
+from n2nfx.tracing.ops import name_of
+
+_MAX_POOL = {"max_pool2d", "_max_pool2d"}
 
 
 @dataclass(frozen=True)
 class SmallInputStem:
     """Replace the first convolution by a 3x3 one with stride 1, and drop the max-pool behind it.
 
-    The new convolution keeps its name, channels and bias, and is initialized as He et al. 2015
-    (fan out). The rest of the network sees a larger map, so trace it on the small input first.
+    The new convolution keeps its name, channels, groups and whether it has a bias, and is
+    initialized as He et al. 2015 (fan out), a bias to zero. The rest of the network sees a larger
+    map, so trace it on the small input first.
     """
 
     name: ClassVar[str] = "small-input-stem"
@@ -55,14 +59,12 @@ def _drop_pool(module: fx.GraphModule) -> None:
     """Take the max-pool out that comes before the second layer, if there is one."""
     convolutions = 0
     for node in module.graph.nodes:
-        if node.op != "call_module":
-            continue
-        called = module.get_submodule(str(node.target))
+        called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         convolutions += isinstance(called, nn.Conv2d)
-        if convolutions == 1 and isinstance(called, nn.MaxPool2d):
+        if convolutions > 1:
+            return
+        if convolutions and (isinstance(called, nn.MaxPool2d) or name_of(node) in _MAX_POOL):
             node.replace_all_uses_with(node.all_input_nodes[0])
             module.graph.erase_node(node)
             module.recompile()
-            return
-        if convolutions > 1:
             return

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 import n2nfx
 from n2nfx import artifact
-from n2nfx.bind import bind, masks_at_work, plain_state, unbind
+from n2nfx.bind import as_it_acts, bind, plain_state, unbind
 from n2nfx.masked import MASKED_CLASS, MaskedConv2d, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network
@@ -331,7 +331,7 @@ def test_a_dense_checkpoint_loads_strictly_where_there_are_no_skips() -> None:
     network.module.load_state_dict(dense_state(), strict=True)
     state = network.module.state_dict()
     assert all(torch.equal(state[key], tensor) for key, tensor in dense_state().items())
-    assert same(masks_at_work(network), network.masks)
+    assert same(as_it_acts(network).masks, network.masks)
 
 
 def test_a_dense_checkpoint_stays_masked() -> None:
@@ -402,9 +402,9 @@ def test_the_masks_at_work_are_those_of_the_network_until_others_are_loaded(
     build: Callable[[], nn.Module],
 ) -> None:
     network, other = (pruned(build, IMAGES, seed=seed) for seed in (0, 1))
-    assert same(masks_at_work(network), network.masks)
+    assert same(as_it_acts(network).masks, network.masks)
     network.module.load_state_dict(other.module.state_dict())
-    assert same(masks_at_work(network), other.masks)
+    assert same(as_it_acts(network).masks, other.masks)
     assert not same(other.masks, network.masks)
 
 

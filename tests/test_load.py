@@ -214,3 +214,43 @@ def test_missing_and_foreign_tensors_are_named(tmp_path: Path) -> None:
         artifact.write(tmp_path / "damaged", plan, tensors, found.masks, force=True)
         with pytest.raises(DamagedFile, match=case):
             n2nfx.load(tmp_path / "damaged", chain())
+
+
+def test_what_was_loaded_is_saved_and_loaded_again_with_its_whole_history(tmp_path: Path) -> None:
+    outcome = small()
+    outcome.save(tmp_path / "one")
+    loaded = n2nfx.load(tmp_path / "one", chain())
+    assert [step.spec for step in loaded.history] == [step.spec for step in outcome.record]
+    Pipeline([])(loaded).save(tmp_path / "two")
+    same(loaded, n2nfx.load(tmp_path / "two", chain()))
+
+
+def test_two_pipelines_are_saved_as_one_history(tmp_path: Path) -> None:
+    stemmed = Pipeline([SmallInputStem()])(n2nfx.trace(chain(), IMAGE), seed=3)
+    pruned = Pipeline([RandomPruning(0.3), N2NSkip(0.3, hops=(2,))])(stemmed.network, seed=4)
+    pruned.save(tmp_path / "out")
+    same(pruned.network, n2nfx.load(tmp_path / "out", chain()))
+
+
+def test_a_state_with_other_masks_is_what_is_saved(tmp_path: Path) -> None:
+    one, other = (
+        n2nfx.transform(chain(), density=d, skip_ratio=0.3, hops=(2,), example=IMAGE)
+        for d in (0.2, 0.3)
+    )
+    one.network.module.load_state_dict(other.network.module.state_dict())
+    one.save(tmp_path / "out")
+    again = n2nfx.load(tmp_path / "out", chain())
+    assert again.nnz == other.network.nnz
+    assert [skip.nnz for skip in again.skips] == [skip.nnz for skip in other.network.skips]
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.module.eval()(x), other.network.module.eval()(x))
+
+
+def test_a_file_is_built_again_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\ndef build(num_classes=3):\n    return torch.nn.Linear(4, num_classes)\n"
+    )
+    outcome = n2nfx.transform(f"{file}:build", density=0.5, num_classes=6, input_shape=(4,))
+    outcome.save(tmp_path / "out")
+    same(outcome.network, n2nfx.load(tmp_path / "out", f"{file}:build"))

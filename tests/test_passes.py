@@ -527,7 +527,7 @@ def test_too_many_skip_weights_are_refused_with_what_the_branches_hold_and_what_
     told = refused(passes, reference)
     capacity = find_branches(reference, Options(hops=(3,))).capacity
     assert f"{round(0.5 * reference.size):,} skip weights were asked for" in told
-    assert f"the 2 legal branches with hops 3 hold at most {capacity:,}" in told
+    assert f"the legal branches with hops 3 (2) hold at most {capacity:,}" in told
     hops = re.search(r"Hops that would do: ([\d, ]+)", told)
     assert hops is not None
     would_do = {int(hop) for hop in hops[1].split(", ")}
@@ -549,7 +549,10 @@ def test_as_many_skip_weights_as_the_branches_hold_are_not_too_many() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "told"),
-    [(2, "No single other hop holds as many (2 holds 64)"), (1, "No other hop would do")],
+    [
+        (2, "No other hop up to 8 holds as many alone (2 holds 64)"),
+        (1, "No other hop up to 8 would do"),
+    ],
 )
 def test_where_no_other_hop_would_do_it_is_said_what_each_holds(layers: int, told: str) -> None:
     assert refused([N2NSkip(0.5, hops=(1,), kernel=1)], alike(8, layers)).endswith(f". {told}")
@@ -564,7 +567,7 @@ def test_pairs_that_are_not_legal_are_refused_with_the_reasons_and_their_counts(
     growing = chain(*conv(3, 4), nn.Upsample(scale_factor=2), *conv(4, 4))
     told = refused([N2NSkip(0.1, hops=(2,))], growing)
     assert told.startswith(
-        "no legal pair of layers is 2 apart: the target is larger: 8x8 to 16x16 (1). "
+        "no legal pair of layers is 2 apart (refused: the target is larger: 8x8 to 16x16 (1)). "
     )
 
 

@@ -140,10 +140,10 @@ def test_masked_weights_are_zero_and_the_others_are_the_given_networks() -> None
         assert torch.equal(outcome.network.module.get_parameter(name), given * mask)
 
 
-def test_the_seed_of_a_probe_is_the_outcomes_seed() -> None:
+def test_the_seed_of_a_probe_is_that_of_its_steps() -> None:
     with_probe = Pipeline([RandomPruning(density=0.4)])(chain(), Probe(seed=5))
     with_seed = Pipeline([RandomPruning(density=0.4)])(chain(), seed=5)
-    assert with_probe.seed == with_seed.seed == 5
+    assert with_probe.record[0].seed == with_seed.record[0].seed == 5
     assert same(dict(with_probe.network.masks), dict(with_seed.network.masks))
 
 
@@ -419,8 +419,11 @@ def test_two_seeds_are_refused() -> None:
 def test_what_was_dropped_does_not_come_back_as_zeros() -> None:
     pruned = Pipeline([RandomPruning(0.2)])(chain()).network
     assert Pipeline([RandomPruning(0.1)])(pruned).network.nnz == round(0.1 * pruned.size)
-    with pytest.raises(CannotOperate, match="already"):
-        Pipeline([RandomPruning(0.5)])(pruned)
+    for again in (RandomPruning(0.5), RandomPruning(0.15, allocation="erk")):
+        with pytest.raises(CannotOperate, match="cannot come back"):
+            Pipeline([again])(pruned)
+    with pytest.raises(CannotOperate, match="cannot come back"):
+        Pipeline([RandomPruning(0.1)])(pruned, seed=1)
 
 
 def test_branches_are_in_the_mode_of_their_network() -> None:
@@ -428,3 +431,27 @@ def test_branches_are_in_the_mode_of_their_network() -> None:
     network.module.eval()
     skipped = Pipeline(prune_and_skip(hops=(2,)))(network).network
     assert not any(part.training for part in skipped.module.modules())
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", None, True])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
+    with pytest.raises(UsageError, match="whole number"):
+        Probe(seed=seed)
+
+
+@pytest.mark.parametrize("passes", [RandomPruning(0.5), [RandomPruning], ["random"], RandomPruning])
+def test_what_is_no_list_of_passes_is_refused(passes: Any) -> None:
+    with pytest.raises(UsageError, match="list of passes"):
+        Pipeline(passes)
+
+
+def test_a_module_is_not_a_network() -> None:
+    with pytest.raises(UsageError, match=r"n2nfx\.trace"):
+        Pipeline([])(nn.ReLU())  # type: ignore[arg-type]
+
+
+def test_a_module_with_masks_at_work_is_not_traced_again() -> None:
+    pruned = Pipeline([RandomPruning(0.5)])(chain()).network
+    with pytest.raises(CannotOperate, match="bake"):
+        n2nfx.trace(pruned.module, torch.zeros(2, 3, 8, 8))
+    assert n2nfx.trace(n2nfx.bake(pruned).module, torch.zeros(2, 3, 8, 8)).size == pruned.size

@@ -209,3 +209,41 @@ def test_no_pair_is_both_legal_and_refused_or_told_twice() -> None:
         branches = find_branches(resnet, Options(hops=(1, 2, 3), placement=placement))
         told = ends(branches) + [(refusal.source, refusal.target) for refusal in branches.refused]
         assert len(told) == len(set(told))
+
+
+def named(**layers: nn.Module) -> Network:
+    """A chain of layers with names of one's own."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for name in layers:
+                x = functional.relu(getattr(self, name)(x))
+            return x
+
+    return n2nfx.trace(Named(), torch.zeros(1, 3, 6, 6))
+
+
+def test_branches_have_names_of_their_own_whatever_the_layers_are_called() -> None:
+    layers = {name: nn.Conv2d(3, 3, 1) for name in ("a", "a__b", "b__c", "c", "skips", "skips_")}
+    branches = find_branches(named(**layers), Options(hops=(1, 2, 3)))
+    names = [skip.name for skip in branches.skips]
+    assert len(names) == len(set(names))
+    assert all(name.startswith("skips__.") for name in names)
+
+
+def test_a_nonlinearity_that_draws_is_refused_inside_a_branch() -> None:
+    branches = find_branches(network(nn.Conv2d(3, 4, 1), nn.RReLU()), Options(hops=(1,)))
+    assert "draws at random" in branches.refused[0].reason
+
+
+def test_a_nonlinearity_is_tried_in_any_precision_and_without_its_hooks() -> None:
+    prelu = nn.PReLU(4).double()
+    prelu.register_forward_hook(lambda *_: pytest.fail("it was called"))
+    double = nn.Sequential(nn.Conv2d(3, 4, 1).double(), prelu)
+    traced = n2nfx.trace(double, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
+    assert find_branches(traced, Options(hops=(1,))).skips

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from n2nfx.errors import N2nfxError, did_you_mean
+from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
 
 _COMMANDS = {
     "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
@@ -47,6 +47,9 @@ class _Commands(click.Group):
         except N2nfxError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except (OSError, MemoryError) as error:
+            click.echo(f"error: the system refused: {error or type(error).__name__}", err=True)
+            ctx.exit(CannotOperate.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)

@@ -1,6 +1,8 @@
 """An outcome for a person, as tables, and for a program, as JSON data."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
         "density": network.density,
         "flop_density": network.flop_density,
         "ledger": [row._asdict() for row in network.ledger()],
+        "refused": [asdict(refusal) for refusal in network.refused],
         "steps": plan["steps"],
         "versions": plan["versions"],
         "graph_sha256": outcome.graph_sha256,
@@ -41,6 +44,9 @@ def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> N
     if network.skips:
         console.print(_skips(outcome))
     console.print(_sums(outcome, asked))
+    reasons = Counter(refusal.reason for refusal in network.refused)
+    for reason, count in reasons.most_common():
+        console.print(f"no skip between {count} pairs of layers: {reason}", soft_wrap=True)
     for file in files:
         console.print(f"wrote {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
 

@@ -109,6 +109,8 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **option
     from n2nfx.operate import transform as operate
 
     if out is not None:
+        if not out.name:
+            raise click.UsageError("--out must name a directory")
         artifact.require_free(out, force)
     with narrated():
         outcome = operate(model, **options)
@@ -122,5 +124,6 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **option
     if out is None:
         click.echo(f"Next: n2nfx {shlex.join(sys.argv[1:])} --out DIR   to keep it")
     else:
-        code = f"import n2nfx; print(n2nfx.load({str(out)!r}).density)"
+        own = f", model={model!r}" if ".py:" in model else ""
+        code = f"import n2nfx; print(n2nfx.load({str(out)!r}{own}).density)"
         click.echo(f"Next: {shlex.join(['python', '-c', code])}")

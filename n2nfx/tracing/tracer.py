@@ -23,7 +23,8 @@ from torch._subclasses.fake_tensor import (
 )
 
 from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
-from n2nfx.graphmodule import WholeGraphModule
+from n2nfx.graphmodule import HOOKS, WholeGraphModule
+from n2nfx.masked import PLAIN_CLASS, MaskedWeight
 from n2nfx.network import InputSpec, Network, blank_inputs
 from n2nfx.tracing.layers import find_layers, not_prunable
 from n2nfx.tracing.leaves import is_leaf
@@ -36,8 +37,6 @@ from n2nfx.tracing.unify import GraphWriter, Run, unify
 # that treats a single example apart; not in training, where batch norm refuses it. It comes first:
 # the first of a node's specs is that of one example.
 _RUNS = (Run(False, 1), Run(False, 61), Run(True, 61), Run(True, 2))
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -67,6 +66,7 @@ def record(model: nn.Module, example: Example) -> Network:
     named = _named(model, example)
     _refuse_lost_hooks(model)
     _refuse_taken_names(model)
+    _refuse_masks_at_work(model)
     call = _Call(
         tuple(_spec(name, value) for name, value in named.items()),
         next(iter(named.values())).device,
@@ -147,7 +147,7 @@ def _spec(name: str, value: Tensor) -> InputSpec:
 def _refuse_lost_hooks(model: nn.Module) -> None:
     """A graph calls the leaves of a model only, so a hook on a block would never be called."""
     for name, module in model.named_modules():
-        hooked = any(getattr(module, hooks) for hooks in _HOOKS)
+        hooked = any(getattr(module, hooks) for hooks in HOOKS)
         if hooked and name and not is_leaf(module):
             raise CannotOperate(
                 f"{name} ({type(module).__name__}) has a hook, which its graph would never call, "
@@ -162,6 +162,15 @@ def _refuse_taken_names(model: nn.Module) -> None:
             raise CannotOperate(
                 f"{type(model).__name__} calls a part of it {name}, as every graph module calls "
                 "something else; rename it"
+            )
+
+
+def _refuse_masks_at_work(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if type(module) in PLAIN_CLASS or isinstance(module, MaskedWeight):
+            raise CannotOperate(
+                f"{name} has a mask at work: give the network itself to a pipeline, or trace "
+                "n2nfx.bake(network).module"
             )
 
 
@@ -189,7 +198,7 @@ def _fake_copy(model: nn.Module, fake_mode: FakeTensorMode) -> nn.Module:
             f"{type(model).__name__} cannot be copied for tracing: {error}"
         ) from error
     for module in fake.modules():
-        for hooks in _HOOKS:
+        for hooks in HOOKS:
             getattr(module, hooks).clear()
     return fake
 
