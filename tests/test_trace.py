@@ -848,6 +848,16 @@ def test_a_wrong_number_of_channels_is_refused_with_layer_and_shape() -> None:
     assert "(1, 5, 8, 8)" in message
 
 
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.BatchNorm2d(4), (4, 8)), (nn.BatchNorm1d(4), (4, 8, 8))]
+)
+def test_a_batch_norm_of_the_wrong_dimension_is_refused(
+    norm: nn.Module, shape: tuple[int, ...]
+) -> None:
+    model = nn.Sequential(nn.Identity(), nn.PReLU(), norm)
+    assert "2 (BatchNorm" in refusal(model, torch.ones(1, *shape))
+
+
 @pytest.mark.parametrize("model", [functional.relu, nn.ReLU, "resnet18", None])
 def test_what_is_no_module_is_refused(model: Any) -> None:
     assert "only an nn.Module" in refusal(model, torch.ones(1, 4))

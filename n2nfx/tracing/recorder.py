@@ -268,7 +268,7 @@ def _call(
     return "call_method", name, *encoded
 
 
-def _normed(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+def _normed(module: Any, args: tuple[Any, ...]) -> Tensor | None:
     """What a batch norm gives where no value counts: another tensor like its input.
 
     Running it would be a third of all tracing. None where it might do anything else.
@@ -276,8 +276,9 @@ def _normed(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
     if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or len(args) != 1:
         return None
     (value,) = args
-    fits = isinstance(value, Tensor) and value.dim() > 1 and value.requires_grad
-    return value.clone() if fits and value.shape[1] == module.num_features else None
+    module._check_input_dim(value)
+    fits = value.requires_grad and value.shape[1] == module.num_features
+    return value.clone() if fits else None
 
 
 def _attributes(model: nn.Module) -> list[tuple[str, Tensor]]:
