@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
 from n2nfx.network import Network, Skip
+from n2nfx.sites import Site, Sites, channels_last, entry_of
 from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
 from n2nfx.tracing.tape import Spec
-from n2nfx.wiring import Site, Sites, channels_last, entry_of
 
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

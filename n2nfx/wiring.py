@@ -1,13 +1,11 @@
 """Every branch that could be spliced: for each hop the legal pairs of layers, and why not others.
 
-The layers form a graph: v follows u when some path leads from u to v with no other layer between.
-The hop of a pair is the *longest* path between its ends, counted in layers, so that residual
-identities do not make everything neighbours; gates (squeeze-excite) count for nothing. A branch
-leaves the output activation of its source and enters its target just before the nonlinearity.
+A branch leaves the output activation of its source and enters its target just before the
+nonlinearity (or before the norm), with stride, padding and kernel such that the shapes meet.
 """
 
 import copy
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
@@ -17,9 +15,9 @@ from torch import fx, nn
 
 from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.graphmodule import HOOKS
-from n2nfx.network import INPUT, Layer, Network, Refusal, Skip
-from n2nfx.tracing.layers import nodes_of
-from n2nfx.tracing.ops import is_in_place, is_view, kind_of, name_of
+from n2nfx.network import Layer, Network, Refusal, Skip
+from n2nfx.sites import Site, Sites, channels_last, entry_of, places_of
+from n2nfx.tracing.ops import is_in_place, is_view, name_of
 
 Wiring = Literal["paper", "linear", "joint"]
 Placement = Literal["every", "blocks", "stages"]
@@ -110,143 +108,6 @@ def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:
     return name
 
 
-@dataclass(frozen=True, eq=False)
-class Site:
-    """Where one call of a layer lies in the graph.
-
-    `output` is the layer's own node, `before` the node just before the nonlinearity (after the
-    norm; in a residual block the sum), `nonlinearity` the node that applies it, or None,
-    `activation` the node that carries the output activation. The network's input is a site whose
-    nodes are all the same and whose layer is None.
-    """
-
-    layer: Layer | None
-    output: fx.Node
-    before: fx.Node
-    nonlinearity: fx.Node | None
-    activation: fx.Node
-    sealed: bool = False
-
-    @property
-    def name(self) -> str:
-        """The layer's name."""
-        return self.layer.name if self.layer else INPUT
-
-
-def entry_of(site: Site, at: Literal["norm", "activation"]) -> fx.Node:
-    """The node that a branch is added to."""
-    return site.output if at == "norm" else site.before
-
-
-class Sites:
-    """All sites of a graph, the distances between them, and what each node's tensor looks like."""
-
-    def __init__(self, module: fx.GraphModule, layers: Sequence[Layer]) -> None:
-        self.module = module
-        self.position = {node: index for index, node in enumerate(module.graph.nodes)}
-        known = {layer.weight: layer for layer in layers}
-        calls = [
-            (node, known[layer.weight]) for node, layer in nodes_of(module) if layer.weight in known
-        ]
-        small, large = self._input().output.meta["spec"]
-        self.batches = (small.shape[0], large.shape[0])  # those that the two specs were taken at
-        self.sites = [self._input(), *(self._site(layer, node) for node, layer in calls)]
-        self.calls: dict[str, int] = {}
-        for site in self.sites:
-            self.calls[site.name] = self.calls.get(site.name, 0) + 1
-        self._precedents = self._find_precedents()
-        self._gates = self._find_gates()
-        self._weights = [0 if gate else 1 for gate in self._gates]
-        self._weights[0] = 0
-
-    def by_name(self, name: str) -> Site:
-        """The (first) site of a layer, or of the input."""
-        return next(site for site in self.sites if site.name == name)
-
-    def _input(self) -> Site:
-        node = next(node for node in self.module.graph.nodes if node.op == "placeholder")
-        return Site(None, node, node, None, node)
-
-    def _site(self, layer: Layer, node: fx.Node) -> Site:
-        """Follow the layer's only reader until a nonlinearity, a fork, or anything else."""
-        at, added, normed = node, False, False
-        while True:
-            readers = [user for user in at.users if user.op != "output"]
-            if len(readers) != 1 or len(at.users) != 1:
-                break
-            reader = readers[0]
-            kind = kind_of(self.module, reader)
-            if kind == "activation":
-                return Site(layer, node, at, reader, reader)
-            if kind == "fused" and not added:
-                return Site(layer, node, node, reader, reader, sealed=True)
-            if kind == "norm" and not (normed or added):
-                normed = True
-            elif kind == "add":
-                added = True
-            elif kind != "passing":
-                break
-            at = reader
-        return Site(layer, node, at, None, at)
-
-    def _find_precedents(self) -> list[frozenset[int]]:
-        """For every site the sites just before it, no other layer between."""
-        index = {site.output: number for number, site in enumerate(self.sites)}
-        nearest: dict[fx.Node, frozenset[int]] = {}
-        precedents: list[frozenset[int]] = [frozenset()] * len(self.sites)
-        for node in self.module.graph.nodes:
-            before = [nearest[read] for read in node.all_input_nodes]
-            here = frozenset().union(*before) if len(before) != 1 else before[0]
-            if node in index:
-                precedents[index[node]] = here
-                here = frozenset({index[node]})
-            nearest[node] = here
-        return precedents
-
-    def _find_gates(self) -> list[bool]:
-        """Sites that write one place only while a later one writes many: squeeze-excite gates."""
-        places = [prod(_places(site)) if site.layer else 1 for site in self.sites]
-        followed = [False] * len(self.sites)
-        for number in reversed(range(1, len(self.sites))):
-            spread = followed[number] or places[number] > 1
-            for before in self._precedents[number]:
-                followed[before] = followed[before] or spread
-        return [
-            bool(site.layer) and places[number] == 1 and followed[number]
-            for number, site in enumerate(self.sites)
-        ]
-
-    def pairs(self, hops: Sequence[int]) -> Iterator[tuple[Site, Site, int]]:
-        """Every pair whose longest path is one of the hops, ordered by target, deepest source
-        first."""
-        wanted, found = set(hops), []
-        depth = self._distances(0, len(self.sites))
-        for source in range(len(self.sites)):
-            if self._gates[source]:
-                continue
-            for target, hop in self._distances(source, max(wanted)).items():
-                if hop in wanted and target != source and not self._gates[target]:
-                    found.append((target, -depth.get(source, 0), source, hop))
-        for target, _, source, hop in sorted(found):
-            yield self.sites[source], self.sites[target], hop
-
-    def _distances(self, source: int, furthest: int) -> dict[int, int]:
-        """Longest paths from a site; what lies beyond `furthest` is told only to be beyond."""
-        distance = {source: 0}
-        for target in range(source + 1, len(self.sites)):
-            reached = [distance[near] for near in self._precedents[target] if near in distance]
-            if reached:
-                distance[target] = min(max(reached) + self._weights[target], furthest + 1)
-        return distance
-
-
-def _places(site: Site) -> tuple[int, ...]:
-    """The spatial size (or token count) of a site's output activation."""
-    assert site.layer is not None
-    writes = site.layer.writes
-    return writes[1:] if site.layer.kind == "conv" else writes[:-1]
-
-
 @dataclass(frozen=True)
 class _Shape:
     """An activation as a branch sees it: channels, places, and whether channels come last."""
@@ -263,13 +124,6 @@ def _shape(node: fx.Node, last: bool, batches: tuple[int, int]) -> _Shape | None
         return None
     rest = small.shape[1:]
     return _Shape(rest[-1], rest[:-1], last) if last else _Shape(rest[0], rest[1:], last)
-
-
-def channels_last(site: Site) -> bool:
-    """Whether a site's activation has its channels in the last dimension, not in the second."""
-    if site.layer is not None:
-        return site.layer.kind == "linear"
-    return len(site.output.meta["spec"][0].shape) == 2
 
 
 def _join(sites: Sites, source: Site, target: Site, hop: int, options: Options) -> Skip | Refusal:
@@ -454,5 +308,5 @@ def _over_stages(skips: list[Skip], sites: Sites) -> list[Skip]:
     taken: dict[int, Skip] = {}
     for skip in skips:
         if prod(skip.stride) > 1 or skip.pool is not None:
-            taken.setdefault(prod(_places(sites.by_name(skip.target))), skip)
+            taken.setdefault(prod(places_of(sites.by_name(skip.target))), skip)
     return list(taken.values())

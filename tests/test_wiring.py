@@ -14,7 +14,8 @@ import n2nfx
 from n2nfx.errors import UsageError
 from n2nfx.models import build
 from n2nfx.network import Network
-from n2nfx.wiring import Branches, Options, Sites, find_branches
+from n2nfx.sites import Sites
+from n2nfx.wiring import Branches, Options, find_branches
 
 
 def network(*layers: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> Network:
