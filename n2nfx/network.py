@@ -107,7 +107,11 @@ class InputSpec:
         return getattr(torch, self.dtype)
 
 
-def blank_inputs(inputs: Sequence[InputSpec], batch: int | None = None) -> tuple[Tensor, ...]:
+def blank_inputs(
+    inputs: Sequence[InputSpec],
+    batch: int | None = None,
+    device: torch.device | None = None,
+) -> tuple[Tensor, ...]:
     """Tensors of the inputs' shapes, their values undefined, for another batch if one is given.
 
     The batch is the first dimension of the first input, and of every other that is as long there.
@@ -117,6 +121,7 @@ def blank_inputs(inputs: Sequence[InputSpec], batch: int | None = None) -> tuple
         torch.empty(
             (batch if batch and spec.shape[0] == own else spec.shape[0], *spec.shape[1:]),
             dtype=spec.torch_dtype,
+            device=device,
         )
         for spec in inputs
     )

@@ -90,9 +90,9 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     module = network.module
     tensors = [*module.named_parameters(), *module.named_buffers()]
     without_data = {name: tensor.to("meta") for name, tensor in tensors}
-    inputs = [value.to("meta") for value in blank_inputs(network.inputs, batch=1)]
+    inputs = blank_inputs(network.inputs, 1, torch.device("meta"))
     with _dry(module), torch.no_grad():
-        result = torch.func.functional_call(module, without_data, tuple(inputs))
+        result = torch.func.functional_call(module, without_data, inputs)
     leaves = pytree.tree_leaves(result)
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
@@ -218,7 +218,8 @@ def _own(network: Network) -> Network:
     module = copy.deepcopy(network.module)
     unbind(module)
     if any("spec" not in node.meta for node in module.graph.nodes if node.op != "output"):
-        module = record(module, blank_inputs(network.inputs)).module  # pickle drops the shapes
+        device = next(module.parameters()).device  # a graph made elsewhere has no shapes
+        module = record(module, blank_inputs(network.inputs, device=device)).module
     return replace(as_it_acts(network), module=module)
 
 

@@ -172,7 +172,7 @@ class _Surgeon:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return node.meta["spec"][0].shape
+    return node.meta["spec"][1].shape
 
 
 def _like(node: fx.Node, *places: int) -> tuple[Spec, Spec]:

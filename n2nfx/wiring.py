@@ -176,7 +176,7 @@ def _unfit_inside(module: fx.GraphModule, nonlinearity: fx.Node) -> str | None:
         return "draws at random"
     elif nonlinearity.op == "call_method":
         called = getattr(torch.Tensor, str(called))
-    shape = nonlinearity.meta["spec"][0].shape
+    shape = nonlinearity.meta["spec"][1].shape  # of several examples: one could be squeezed away
     one_place = torch.zeros(1, shape[1], *(1 for _ in shape[2:]))  # nonlinearities are pointwise
     with torch.no_grad():
         result = called(one_place, *nonlinearity.args[1:], **nonlinearity.kwargs)

@@ -37,7 +37,7 @@ class SmallInputStem:
         small = _small(stem, probe.seed, network.layers[0].weight)
         network.module.set_submodule(first, small)
         _drop_pool(network.module)
-        changed = record(network.module, blank_inputs(network.inputs))
+        changed = record(network.module, blank_inputs(network.inputs, device=small.weight.device))
         return replace(changed, origin=network.origin, notes=network.notes)
 
 

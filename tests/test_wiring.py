@@ -248,3 +248,18 @@ def test_a_nonlinearity_is_tried_in_any_precision_and_without_its_hooks() -> Non
     double = nn.Sequential(nn.Conv2d(3, 4, 1).double(), prelu)
     traced = n2nfx.trace(double, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
     assert find_branches(traced, Options(hops=(1,))).skips
+
+
+def test_a_batch_that_is_squeezed_away_for_one_example_is_refused_not_stumbled_over() -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled = functional.adaptive_avg_pool2d(functional.relu(self.conv(x)), 1).squeeze()
+            return functional.relu(self.head(pooled))
+
+    branches = find_branches(n2nfx.trace(Squeezed(), torch.zeros(2, 3, 4, 4)), Options(hops=(1,)))
+    assert ends(branches) == [("input", "conv")]
+    assert [(r.source, r.target) for r in branches.refused] == [("conv", "head")]

@@ -177,8 +177,7 @@ def _refuse_masks_at_work(model: nn.Module) -> None:
 def _record_one(fake: nn.Module, fake_mode: FakeTensorMode, call: _Call, run: Run) -> Tape:
     recorder = Recorder(fake.train(run.training))
     with fake_mode:
-        with call.device:
-            blanks = blank_inputs(call.inputs, run.batch)
+        blanks = blank_inputs(call.inputs, run.batch, call.device)
         inputs = {spec.name: blank for spec, blank in zip(call.inputs, blanks, strict=True)}
         try:
             return recorder.run(inputs, by_name=call.by_name)
