@@ -161,9 +161,8 @@ class Pipeline:
         """Apply the passes to a copy of the network and let its masks act.
 
         `probe` is what scored passes see of the world, seed included; without one there is only
-        the seed (0 unless given). Raises
-        `CannotOperate` when a pass cannot do its job here, `BrokenInvariant` when one broke its
-        promise.
+        the seed (0 unless given). Raises `CannotOperate` when a pass cannot do its job here,
+        `BrokenInvariant` when one broke its promise.
         """
         if not isinstance(network, Network):
             raise UsageError(
@@ -201,10 +200,10 @@ def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
             )
         )
         before = after
-    return finish(current, record)
+    return _finish(current, record)
 
 
-def finish(network: Network, record: Sequence[Step]) -> Outcome:
+def _finish(network: Network, record: Sequence[Step]) -> Outcome:
     """Let a network's masks act: masked weights are zero, and stay without effect."""
     graph = graph_sha256(network)
     sequential = {layer.weight for layer in network.layers}  # those of branches are zero already
