@@ -6,23 +6,29 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
-from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedWeight
+from n2nfx.graphmodule import graphs_of
+from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedStandardization, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Network
+from n2nfx.tracing.layers import operand_of, prunable_read, taken_by_others
+
+_IN_GRAPHS = (MaskedWeight, MaskedStandardization)
 
 
 def bind(network: Network) -> None:
     """Let the masks act in the network's module, in place.
 
     A layer becomes its masked class; between a weight that is read directly and those who read it
-    comes a `MaskedWeight`. Weights with a full mask stay plain. Every name stays; a weight that
-    is used where its mask cannot act is refused.
+    comes a `MaskedWeight`, and another before the layer where the weight is computed further.
+    Weights with a full mask stay plain. Every name stays; a weight that is used where its mask
+    cannot act is refused.
     """
     module, counts = network.module, network.masks.counts
     layers, reads = _layers_by_weight(module), _reads_by_weight(module)
-    others = _others_by_weight(module)
+    computed, others = _computed_by_weight(module), taken_by_others(module)
     for name, mask in network.masks.items():
         weight = module.get_parameter(name)
         if counts[name] == weight.numel():
@@ -40,7 +46,8 @@ def bind(network: Network) -> None:
             layer.__class__ = MASKED_CLASS[type(layer)]
             layer.register_buffer(MASK, acting)
         if at_reads:
-            _mask_reads(module, name, acting, at_reads)
+            masked = _standardize(module, name, acting, computed.get(id(weight), []))
+            _follow_with_mask(module, name, acting, [*at_reads, *masked])
     module.recompile()
 
 
@@ -56,58 +63,119 @@ def _reads_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
     """The nodes that read each parameter directly."""
     weights = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
     found: dict[int, list[fx.Node]] = {}
-    for node in module.graph.nodes:
+    for node in (node for graph in graphs_of(module) for node in graph.nodes):
         if node.op == "get_attr" and node.target in weights:
             found.setdefault(weights[str(node.target)], []).append(node)
     return found
 
 
-def _others_by_weight(module: fx.GraphModule) -> dict[int, str]:
-    """Which called module, if any, uses each parameter in a way that no mask can act on."""
-    found: dict[int, str] = {}
-    for node in module.graph.nodes:
-        if node.op != "call_module":
+def _computed_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
+    """The nodes that give what a layer uses for a weight, where that is computed from it."""
+    found: dict[int, list[fx.Node]] = {}
+    for node in (node for graph in graphs_of(module) for node in graph.nodes):
+        operand = operand_of(module, node)
+        if operand is None or operand.viewed:
             continue
-        called = module.get_submodule(str(node.target))
-        if type(called) not in MASKED_CLASS:
-            told = f"{node.target} ({type(called).__name__})"
-            found.update((id(parameter), told) for parameter in called.parameters())
-    return found
+        read = prunable_read(module, operand)
+        if read is not None:
+            weight = id(module.get_parameter(str(read.target)))
+            found.setdefault(weight, []).append(operand.node)
+    return {weight: list(dict.fromkeys(nodes)) for weight, nodes in found.items()}
 
 
-def _mask_reads(module: fx.GraphModule, name: str, mask: Tensor, reads: list[fx.Node]) -> None:
-    """Put one `MaskedWeight` between a weight that is read and all its readers."""
-    masked = f"{name.replace('.', '_')}_masked"
-    while hasattr(module, masked):
-        masked += "_"
-    module.add_module(masked, MaskedWeight(mask))
-    for node in reads:
-        with module.graph.inserting_after(node):
-            kept = module.graph.call_module(masked, (node,))
+def _follow_with_mask(
+    module: fx.GraphModule, name: str, mask: Tensor, nodes: list[fx.Node]
+) -> None:
+    """Put one `MaskedWeight` between each of the nodes and all its readers."""
+    masked = _add(module, f"{name.replace('.', '_')}_masked", MaskedWeight(mask))
+    for node in nodes:
+        with node.graph.inserting_after(node):
+            kept = node.graph.call_module(masked, (node,))
         kept.meta.update(node.meta)
         node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
 
 
+def _standardize(
+    module: fx.GraphModule, name: str, mask: Tensor, operands: list[fx.Node]
+) -> list[fx.Node]:
+    """Let weight standardization see the kept weights only; gives the operands without one."""
+    norms = {operand: list(_standardizations(operand)) for operand in operands}
+    if any(norms.values()):
+        masked = _add(module, f"{name.replace('.', '_')}_standard", MaskedStandardization(mask))
+        for norm in (norm for found in norms.values() for norm in found):
+            norm.op, norm.target = "call_module", masked
+    return [operand for operand, found in norms.items() if not found]
+
+
+def _standardizations(operand: fx.Node) -> Iterator[fx.Node]:
+    """Batch norms of a weight's own statistics among the steps to what a layer uses."""
+    at = operand
+    while at.op != "get_attr" and at.all_input_nodes:
+        own_statistics = at.kwargs.get("training") is True and at.args[1:3] == (None, None)
+        if at.target is functional.batch_norm and own_statistics:
+            yield at
+        at = at.all_input_nodes[0]
+
+
+def _add(module: fx.GraphModule, name: str, part: nn.Module) -> str:
+    """Give a module a part, under a name that is free."""
+    while hasattr(module, name):
+        name += "_"
+    module.add_module(name, part)
+    return name
+
+
 def unbind(module: fx.GraphModule) -> None:
     """Give plain layers back and forget the masks, in place; the weights stay as they are."""
+    _unbind_layers(module)
+    _unbind_graphs(module, {name for name, part in module.named_children() if _in_graphs(part)})
+
+
+def _in_graphs(part: nn.Module) -> bool:
+    return isinstance(part, _IN_GRAPHS)
+
+
+def _unbind_layers(module: nn.Module) -> None:
     for layer in module.modules():
         if type(layer) in PLAIN_CLASS:
             layer.__class__ = PLAIN_CLASS[type(layer)]
             del layer._buffers[MASK]
-    for name in [name for name, part in module.named_children() if isinstance(part, MaskedWeight)]:
-        for node in [n for n in module.graph.nodes if n.target == name]:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            module.graph.erase_node(node)
+
+
+def _unbind_graphs(module: fx.GraphModule, names: set[str]) -> None:
+    for graph in graphs_of(module):
+        for node in [n for n in graph.nodes if n.op == "call_module" and n.target in names]:
+            if isinstance(module.get_submodule(str(node.target)), MaskedStandardization):
+                node.op, node.target = "call_function", functional.batch_norm
+            else:
+                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+                graph.erase_node(node)
+    for name in names:
         module.delete_submodule(name)
     module.recompile()
 
 
 def bake(network: Network) -> Network:
-    """A copy of the network with the masked weights zero and every module plain again."""
+    """A copy of the network with the masked weights zero and every module plain again.
+
+    Where a layer computes the weight that it uses, as weight standardization does, a zero would
+    not stay one: there the mask stays at work.
+    """
     acting, module = as_it_acts(network), copy.deepcopy(network.module)
-    unbind(module)
+    _unbind_layers(module)
+    _unbind_graphs(module, _needed_no_more(module))
     zero_masked(module, acting.masks)
     return replace(acting, module=module)
+
+
+def _needed_no_more(module: fx.GraphModule) -> set[str]:
+    """The masks in the graphs that act on nothing but parameters, as layers use them."""
+    at: dict[str, set[bool]] = {}
+    for node in (node for graph in graphs_of(module) for node in graph.nodes):
+        if node.op == "call_module" and _in_graphs(module.get_submodule(str(node.target))):
+            plain = node.args[0].op == "get_attr"
+            at.setdefault(str(node.target), set()).add(plain)
+    return {name for name, plain in at.items() if plain == {True}}
 
 
 def as_it_acts(network: Network) -> Network:
@@ -121,9 +189,9 @@ def as_it_acts(network: Network) -> Network:
         for layer in module.modules()
         if type(layer) in PLAIN_CLASS
     }
-    for node in module.graph.nodes:
+    for node in (node for graph in graphs_of(module) for node in graph.nodes):
         masked = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(masked, MaskedWeight):
+        if isinstance(masked, MaskedWeight) and node.args[0].op == "get_attr":
             acting[id(module.get_parameter(str(node.args[0].target)))] = masked.mask
     masks = Masks(
         {
@@ -163,5 +231,5 @@ def _mask_buffers(module: nn.Module) -> Iterator[Tensor]:
     for layer in module.modules():
         if type(layer) in PLAIN_CLASS:
             yield layer.get_buffer(MASK)
-        elif isinstance(layer, MaskedWeight):
+        elif isinstance(layer, _IN_GRAPHS):
             yield layer.mask

@@ -4,9 +4,13 @@
 run would vanish from the state dict, and `layer1` would no longer be a `Sequential`. It copies
 and pickles itself the same way, and reads a pickled graph back by running its code on proxies,
 which fails at the first `torch.zeros(batch)`. Here the graph itself is pickled, node by node.
+
+Where a model does something else in training, it has a second graph for that, and `forward`
+follows `training`.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,13 +21,46 @@ from torch.fx.node import map_aggregate, map_arg
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # the tables, the hooks and the training flag
-_META = ("spec", "scope")  # what tracing writes down about a node
+_META = ("spec", "scope", "inner", "touched")  # what tracing writes down about a node
+
+
+class WholeModel(nn.Module):
+    """A part of a graph module that calls the module's forward as it was before tracing.
+
+    It holds the model, but not as a part: the graph module has all of the model's parts already,
+    under their own names, and `share` makes the two have the same.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._held = (model,)
+
+    def share(self, host: nn.Module) -> None:
+        """Let the model have the parameters, buffers and modules of the host, now and later."""
+        for table in ("_parameters", "_buffers", "_modules"):
+            vars(self._held[0])[table] = vars(host)[table]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (model,) = self._held
+        model.training = self.training
+        return model.forward(*args, **kwargs)
 
 
 class WholeGraphModule(fx.GraphModule):
-    """A GraphModule with every submodule, parameter, buffer, hook and attribute of its root."""
+    """A GraphModule with every submodule, parameter, buffer, hook and attribute of its root.
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+    `graph` is what it does; `training_graph`, if there is one, what it does in training instead.
+    """
+
+    training_graph: fx.Graph | None = None
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        class_name: str = "GraphModule",
+        training_graph: fx.Graph | None = None,
+    ) -> None:
         super().__init__(root, graph, class_name)
         for name, value in vars(root).items():
             if name in _OF_EVERY_MODULE:
@@ -34,20 +71,60 @@ class WholeGraphModule(fx.GraphModule):
         for key, hook in hooks.items():
             if hook.with_module:  # it remembers whose it is, by a weak reference
                 hooks[key] = type(hook)(hook.hook, self)
+        for part in self.children():
+            if isinstance(part, WholeModel):
+                part.share(self)
+        training_graph = training_graph or vars(root).get("training_graph")
+        if training_graph is not None:
+            training_graph.owning_module = self
+            self.training_graph = training_graph
+            self.recompile()
+
+    def recompile(self) -> Any:
+        """Make `forward` anew after a graph was edited."""
+        code = super().recompile()
+        if self.training_graph is not None:
+            cls = type(self)
+            cls.forward = _by_mode(cls.forward, _compiled(self.training_graph))  # type: ignore[method-assign]
+        return code
 
     def __copy__(self) -> "WholeGraphModule":
-        return WholeGraphModule(self, copy.deepcopy(self.graph), type(self).__name__)
+        graphs = [copy.deepcopy(graph) for graph in graphs_of(self)]
+        return WholeGraphModule(self, graphs[0], type(self).__name__, *graphs[1:])
 
     def _deepcopy_init(self) -> Any:
         return partial(type(self).__init__, class_name=type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        body = {name: value for name, value in vars(self).items() if name != "_graph"}
-        return _blank, (), (body, _rows(self.graph), type(self).__name__)
+        graphs = ("_graph", "training_graph")
+        body = {name: value for name, value in vars(self).items() if name not in graphs}
+        return _blank, (), (body, [_rows(graph) for graph in graphs_of(self)], type(self).__name__)
 
-    def __setstate__(self, state: tuple[dict[str, Any], list["_Row"], str]) -> None:
+    def __setstate__(self, state: tuple[dict[str, Any], list[list["_Row"]], str]) -> None:
         body, rows, class_name = state
-        WholeGraphModule.__init__(self, _Root(body), _graph(rows), class_name)
+        graph, *training = map(_graph, rows)
+        WholeGraphModule.__init__(self, _Root(body), graph, class_name, *training)
+
+
+def graphs_of(module: fx.GraphModule) -> tuple[fx.Graph, ...]:
+    """The module's graph, and the one for training where that is another."""
+    training = getattr(module, "training_graph", None)
+    return (module.graph,) if training is None else (module.graph, training)
+
+
+def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """A graph's forward."""
+    code = graph.python_code(root_module="self")
+    names: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<the graph for training>", "exec"), names)
+    return names["forward"]
+
+
+def _by_mode(evaluation: Callable[..., Any], training: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (training if self.training else evaluation)(self, *args, **kwargs)
+
+    return forward
 
 
 def _blank() -> WholeGraphModule:

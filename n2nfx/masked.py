@@ -118,6 +118,42 @@ class MaskedWeight(_MaskOptional):
         return keep(weight, self.mask)
 
 
+class MaskedStandardization(_MaskOptional):
+    """`batch_norm` over a weight (1, channels, fan-in), as in weight-standardized convolutions.
+
+    Mean and variance are those of the kept weights alone, and what is dropped stays zero, so that
+    nothing depends on a dropped weight. Where a gain divides by the root of the fan-in (Brock et
+    al. 2021, Eq. 1), that is the fan-in of the kept ones.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(
+        self,
+        weight: Tensor,
+        running_mean: None = None,
+        running_var: None = None,
+        gain: Tensor | None = None,
+        bias: None = None,
+        training: bool = True,
+        momentum: float = 0.0,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        mask = self.mask.reshape(weight.shape)
+        count = mask.sum(-1, keepdim=True).clamp(min=1)
+        centred = keep(weight - keep(weight, mask).sum(-1, keepdim=True) / count, mask)
+        variance = centred.square().sum(-1, keepdim=True) / count
+        standard = centred * torch.rsqrt(variance + eps)
+        if gain is None:
+            return standard
+        scale = gain.reshape(1, -1, 1) * (mask.shape[-1] / count).sqrt()
+        return (standard * scale).to(weight.dtype)
+
+
 MASKED_CLASS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: MaskedLinear,
     nn.Conv1d: MaskedConv1d,

@@ -86,13 +86,22 @@ def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
 
 
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all output tensors for one example, from a run without data."""
+    """Shapes of all output tensors for one example, from a run without data.
+
+    A module that is kept whole may look at data: then the run is on a copy, with data.
+    """
     module = network.module
+    with_data = any("inner" in node.meta for node in module.graph.nodes)
+    if with_data:
+        module = copy.deepcopy(module)
+    device = next(module.parameters()).device if with_data else torch.device("meta")
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    without_data = {name: tensor.to("meta") for name, tensor in tensors}
-    inputs = blank_inputs(network.inputs, 1, torch.device("meta"))
+    state = {name: tensor.to(device) for name, tensor in tensors}
+    inputs = blank_inputs(network.inputs, 1, device)
+    if with_data:
+        inputs = tuple(map(torch.ones_like, inputs))
     with _dry(module), torch.no_grad():
-        result = torch.func.functional_call(module, without_data, inputs)
+        result = torch.func.functional_call(module, state, inputs)
     leaves = pytree.tree_leaves(result)
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 

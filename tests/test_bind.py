@@ -515,11 +515,18 @@ def test_hooks_of_the_users_layers_are_called_by_the_transformed_module() -> Non
     "register",
     ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
 )
-def test_a_hook_on_a_block_that_the_graph_would_not_call_is_refused(register: str) -> None:
+def test_a_hook_on_a_block_is_called_and_the_layers_inside_have_their_masks(register: str) -> None:
     model = resnet18(weights=None)
     getattr(model.get_submodule("layer2.0"), register)(note)
-    with pytest.raises(n2nfx.CannotOperate, match=r"layer2\.0 \(BasicBlock\) has a hook"):
-        n2nfx.transform(model, density=0.1, example=random(1, 3, 32, 32))
+    outcome = n2nfx.transform(model, density=0.1, skip_ratio=0.5, example=random(1, 3, 32, 32))
+    module = outcome.network.module
+    called.clear()
+    module(random(2, 3, 32, 32)).sum().backward()
+    assert called == [module.get_submodule("layer2.0")]
+    assert outcome.network.size == sum(
+        p.numel() for name, p in model.named_parameters() if p.dim() > 1
+    )
+    assert isinstance(module.get_submodule("layer2.0.conv1"), MaskedConv2d)
 
 
 # Unbind and bake.

@@ -8,7 +8,7 @@ import timm
 import torch
 import torchvision
 from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.std_conv import StdConv2d
+from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -16,16 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import n2nfx
 from n2nfx.network import Layer
+from n2nfx.passes import RandomPruning
 
 
 class Model(nn.Module):
     """A forward that is a function of the module and its input, over the given parts."""
 
-    def __init__(self, body: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(self, body: Callable[..., Any], **parts: nn.Module | Tensor) -> None:
         super().__init__()
         self.body = body
         for name, part in parts.items():
-            setattr(self, name, part)
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
 
     def forward(self, x: Tensor) -> Any:
         return self.body(self, x)
@@ -135,18 +139,114 @@ def test_the_weight_of_a_subclassed_convolution_is_reached(convolution: type[nn.
     assert (layer.weight, layer.kind) == ("0.weight", "conv")
 
 
+class Standardized(nn.Conv2d):
+    """Weight standardization written out, as people do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        std = self.weight.std((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, (self.weight - mean) / (std + 1e-5), self.bias)
+
+
 @pytest.mark.parametrize(
-    "layer",
-    [StdConv2d(3, 4, 3), parametrizations.weight_norm(nn.Conv2d(3, 4, 3))],
-    ids=["weight-standardized", "parametrized"],
+    ("layer", "weight"),
+    [
+        (StdConv2d(3, 4, 3), "0.weight"),
+        (ScaledStdConv2d(3, 4, 3), "0.weight"),
+        (ScaledStdConv2dSame(3, 4, 3), "0.weight"),
+        (Standardized(3, 4, 3), "0.weight"),
+        (
+            parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+            "0.parametrizations.weight.original1",
+        ),
+        (parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), "0.parametrizations.weight.original"),
+        (parametrizations.orthogonal(nn.Linear(8, 4)), "0.parametrizations.weight.original"),
+    ],
+    ids=["standardized", "scaled", "scaled same", "by hand", "norm", "spectral", "orthogonal"],
 )
-def test_a_convolution_with_something_else_than_its_weight_is_no_layer(layer: nn.Module) -> None:
-    assert layers(nn.Sequential(layer), 3, 8, 8) == ()
+def test_a_weight_that_is_computed_from_one_parameter_is_prunable(
+    layer: nn.Module, weight: str
+) -> None:
+    (found,) = layers(nn.Sequential(layer), 3, 8, 8)
+    assert (found.name, found.weight) == (weight, weight)
 
 
-def test_a_weight_that_is_computed_is_no_layer() -> None:
+def test_a_weight_that_is_computed_goes_by_the_parameters_name() -> None:
     model = Model(lambda m, x: functional.linear(x, m.matrix * 2), matrix=weight(5, 4))
-    assert layers(model, 4) == ()
+    (layer,) = layers(model, 4)
+    assert (layer.name, layer.weight_shape, layer.uses) == ("matrix", (5, 4), 1)
+
+
+def experts(model: Any, x: Tensor) -> Tensor:
+    routing = model.router(x.mean((2, 3))).sigmoid()
+    kernels = (routing @ model.experts.flatten(1)).reshape(-1, 3, 3, 3)
+    return functional.conv2d(x.reshape(1, -1, 8, 8), kernels, groups=x.shape[0])
+
+
+NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "mixed for each input": (
+        lambda: Model(experts, router=nn.Linear(3, 4), experts=weight(4, 4, 3, 3, 3)),
+        "it mixes its weight anew for every input",
+    ),
+    "of several parameters": (
+        lambda: Model(
+            lambda m, x: functional.conv2d(x, m.one + m.other), one=weight(4, 3, 3, 3),
+            other=weight(4, 3, 3, 3),
+        ),
+        "its weight is made of several parameters",
+    ),
+    "in another shape": (
+        lambda: Model(lambda m, x: functional.conv2d(x, m.part.repeat(2, 1, 1, 1)),
+                      part=weight(2, 3, 3, 3)),
+        "or in another shape",
+    ),
+    "quantized": (
+        lambda: Model(
+            lambda m, x: m.quantized(m.plain(x)),
+            plain=nn.Conv2d(3, 4, 3),
+            quantized=torch.ao.nn.quantized.dynamic.Linear(6, 5),
+        ),
+        "it is quantized, so its weight is packed away",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "reason"), NOT_PRUNABLE.values(), ids=NOT_PRUNABLE)
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore::DeprecationWarning")
+def test_what_is_not_prunable_is_told_with_its_reason(
+    make: Callable[[], nn.Module], reason: str
+) -> None:
+    network = n2nfx.trace(nn.Sequential(make()), torch.zeros(1, 3, 8, 8))
+    assert any(note.startswith("0") and reason in note for note in network.notes)
+    assert "experts" not in {layer.name for layer in network.layers}
+
+
+def test_a_linear_layer_that_shares_an_embeddings_weight_is_not_prunable() -> None:
+    embedding, linear = nn.Embedding(9, 4), nn.Linear(4, 9)
+    linear.weight = embedding.weight
+    model = nn.Sequential(embedding, nn.Linear(4, 4), linear)
+    network = n2nfx.trace(model, torch.zeros(1, 5, dtype=torch.int64))
+    assert [layer.name for layer in network.layers] == ["1"]
+    assert network.notes == (
+        "2: not prunable, and not counted: 0 (Embedding) uses its weight too, where no mask acts",
+    )
+    assert n2nfx.Pipeline([RandomPruning(0.5)])(network).network.nnz == 8
+
+
+def test_a_fixed_filter_is_no_layer_and_needs_no_note() -> None:
+    model = Model(lambda m, x: functional.conv2d(x, m.blur), blur=torch.ones(3, 3, 2, 2))
+    network = n2nfx.trace(nn.Sequential(model, nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 8, 8))
+    assert [layer.name for layer in network.layers] == ["1"]
+    assert network.notes == ()
+
+
+def test_the_projections_of_cross_attention_are_one_layer_used_as_often_as_its_parts_are() -> None:
+    model = Model(
+        lambda m, x: m.a(x[:, :2], x, x)[0], a=nn.MultiheadAttention(6, 2, batch_first=True)
+    )
+    projections, _ = layers(model, 5, 6)
+    assert projections.weight == "a.in_proj_weight"
+    assert projections.size * projections.uses == 6 * 6 * 2 + 2 * 6 * 6 * 5
 
 
 def test_the_projections_of_attention_are_layers() -> None:
@@ -228,15 +328,3 @@ def test_a_layer_that_does_not_see_the_batch_is_used_as_often_as_it_computes() -
     model = Model(lambda m, x: x + m.layer(m.table), layer=nn.Linear(8, 4), table=weight(5, 8))
     (layer,) = layers(model, 5, 4)
     assert layer.uses == 5
-
-
-def test_layers_that_compute_their_weight_are_told_in_a_note() -> None:
-    model = timm.create_model("resnetv2_50x1_bit", num_classes=0)
-    network = n2nfx.trace(model, torch.zeros(1, 3, 32, 32))
-    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    (note,) = network.notes
-    assert note.startswith(
-        f"{len(convolutions)} layers compute the weight that they use (stem.conv"
-    )
-    assert network.layers == ()
-    assert n2nfx.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 4, 4)).notes == ()

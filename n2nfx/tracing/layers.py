@@ -1,7 +1,9 @@
-"""The prunable layers of a traced module, in order of execution."""
+"""The prunable layers of a traced module, in order of execution, and why others are not."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
 from typing import Any, Literal
 
@@ -9,27 +11,82 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from n2nfx.graphmodule import WholeModel, graphs_of
+from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Layer
+from n2nfx.tracing.ops import is_view
+from n2nfx.tracing.tape import Inner
 from n2nfx.tracing.weights import is_weighted
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_QUANTIZED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic")
+
+Kind = Literal["conv", "linear"]
 
 
-def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
-    """Every prunable weight once, however often and under how many names it is used."""
+@dataclass(frozen=True)
+class Operand:
+    """What a functional convolution or linear call takes for its weight, and how it came about.
+
+    `reads` are the nodes that read a parameter on the way to it. It is `dynamic` if it depends on
+    the network's input too; `viewed` if it is no more than a part of a parameter, or one in
+    another shape: then a mask on the parameter is a mask on it.
+    """
+
+    node: fx.Node
+    reads: tuple[fx.Node, ...]
+    dynamic: bool
+    viewed: bool
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer, and the share of its weight that it uses, at how many places."""
+
+    layer: Layer
+    uses: Fraction
+
+
+def find_layers(module: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """Every prunable weight once, however often and under how many names it is used.
+
+    Also notes on those that look like a layer and are not prunable. Layers that only training runs
+    are layers too.
+    """
     names = _first_names(module)
+    taken = taken_by_others(module)
+    evaluation, *training = graphs_of(module)
+    found = {
+        graph: _sum_up(_calls(module, graph, names, taken)) for graph in (evaluation, *training)
+    }
+    order = dict.fromkeys(name for graph in (*training, evaluation) for name in found[graph])
+    layers = tuple(
+        next(found[graph][name] for graph in (evaluation, *training) if name in found[graph])
+        for name in order
+    )
+    return layers, _notes(module, names, taken)
+
+
+def _sum_up(calls: Iterator[_Call]) -> dict[str, Layer]:
+    """The layers by their weights' names, the uses of all calls together."""
     layers: dict[str, Layer] = {}
-    for node in module.graph.nodes:
-        found = layer_at(module, node, names)
-        if found is None:
-            continue
-        if found.weight in layers:
-            known = layers[found.weight]
-            layers[found.weight] = replace(known, uses=known.uses + found.uses)
-        else:
-            layers[found.weight] = found
-    return tuple(layers.values())
+    uses: Counter[str] = Counter()
+    for call in calls:
+        layers.setdefault(call.layer.weight, call.layer)
+        uses[call.layer.weight] += call.uses  # type: ignore[assignment]
+    return {name: replace(layer, uses=int(uses[name])) for name, layer in layers.items()}
+
+
+def _calls(
+    module: fx.GraphModule, graph: fx.Graph, names: dict[int, str], taken: dict[int, str]
+) -> Iterator[_Call]:
+    for node in graph.nodes:
+        found = _call_at(module, node, names)
+        if found is not None and id(module.get_parameter(found.layer.weight)) not in taken:
+            yield found
+        if "inner" in node.meta:
+            yield from _calls_inside(module, node, names, taken)
 
 
 def _first_names(module: nn.Module) -> dict[int, str]:
@@ -39,58 +96,105 @@ def _first_names(module: nn.Module) -> dict[int, str]:
 
 def layer_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> Layer | None:
     """The layer that a node calls, or None."""
+    found = _call_at(module, node, names)
+    return None if found is None else replace(found.layer, uses=int(found.uses))
+
+
+def nodes_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:
+    """Every call of every layer in the graph, in order of execution."""
+    names, taken = _first_names(module), taken_by_others(module)
+    for node in module.graph.nodes:
+        layer = layer_at(module, node, names)
+        if layer is not None and id(module.get_parameter(layer.weight)) not in taken:
+            yield node, layer
+
+
+def _call_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> _Call | None:
     used = _weight_at(module, node)
     if used is None:
         return None
-    name, weight, kind, transposed = used
+    name, weight, kind, transposed, share = used
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
-    return Layer(
+    layer = Layer(
         name=name,
         kind=kind,
         weight=names[id(weight)],
         weight_shape=tuple(weight.shape),
         reads=_shape(source),
         writes=_shape(node),
-        uses=_uses(source if transposed else node, kind),
+        uses=0,
     )
+    return _Call(layer, share * _places(source if transposed else node, kind))
 
 
 def _weight_at(
     module: fx.GraphModule, node: fx.Node
-) -> tuple[str, nn.Parameter, Literal["conv", "linear"], bool] | None:
-    """Name, weight, kind and whether transposed, of the convolution or linear call of a node."""
+) -> tuple[str, nn.Parameter, Kind, bool, Fraction] | None:
+    """Name, weight, kind, whether transposed and what share of it, of what a node calls."""
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
         if not is_weighted(called):
             return None
-        kind = "linear" if isinstance(called, nn.Linear) else "conv"
         weight = called.weight
         assert isinstance(weight, nn.Parameter)
-        return str(node.target), weight, kind, bool(getattr(called, "transposed", False))
-    if node.op != "call_function":
+        transposed = bool(getattr(called, "transposed", False))
+        return str(node.target), weight, _kind(called), transposed, Fraction(1)
+    operand = operand_of(module, node)
+    read = operand and prunable_read(module, operand)
+    if operand is None or read is None:
         return None
-    operand = weight_operand(node)
-    if operand is None or operand.op != "get_attr":
-        return None
-    weight = _attribute(module, str(operand.target))
-    if not isinstance(weight, nn.Parameter):
-        return None
+    weight = _attribute(module, str(read.target))
+    share = Fraction(prod(_whole_shape(operand.node)), weight.numel())
     kind = "linear" if node.target is functional.linear else "conv"
-    return str(operand.target), weight, kind, node.target in _TRANSPOSED
+    return str(read.target), weight, kind, node.target in _TRANSPOSED, share
 
 
-def not_prunable(module: fx.GraphModule) -> tuple[str, ...]:
-    """Where a convolution or linear call computes its weight: a mask on a parameter would not do.
+def _kind(layer: nn.Module) -> Kind:
+    return "linear" if isinstance(layer, nn.Linear) else "conv"
 
-    Weight standardization is the common case: half a masked parameter leaves no zero behind it.
-    """
-    names = _first_names(module)
-    return tuple(
-        str(node.meta["scope"])
-        for node in module.graph.nodes
-        if weight_operand(node) is not None and layer_at(module, node, names) is None
-    )
+
+def operand_of(module: fx.GraphModule, node: fx.Node) -> Operand | None:
+    """The weight operand of a functional convolution or linear call, or None for another node."""
+    operand = weight_operand(node)
+    if operand is None:
+        return None
+    reads: list[fx.Node] = []
+    viewed, seen, ahead = True, {operand}, [operand]
+    while ahead:
+        at = ahead.pop()
+        if at.op == "get_attr":
+            if isinstance(_attribute(module, str(at.target)), nn.Parameter):
+                reads.append(at)
+            continue
+        if _is_activation(module, at):
+            return Operand(operand, tuple(reads), dynamic=True, viewed=False)
+        viewed = viewed and is_view(module, at)
+        fresh = [read for read in at.all_input_nodes if read not in seen]
+        seen.update(fresh)
+        ahead += fresh
+    return Operand(operand, tuple(reads), dynamic=False, viewed=viewed)
+
+
+def _is_activation(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node's value comes out of the network's input, as far as can be seen at once."""
+    if node.op == "placeholder" or weight_operand(node) is not None:
+        return True
+    if node.op != "call_module":
+        return False
+    return any(True for _ in module.get_submodule(str(node.target)).parameters())
+
+
+def prunable_read(module: fx.GraphModule, operand: Operand) -> fx.Node | None:
+    """The read of the one parameter that a weight operand is made of, element by element."""
+    if operand.dynamic:
+        return None
+    parameters = {str(read.target): read for read in operand.reads}
+    if operand.viewed:
+        return operand.reads[0] if len(parameters) == 1 else None
+    shape = _whole_shape(operand.node)
+    alike = [r for name, r in parameters.items() if _attribute(module, name).shape == shape]
+    return alike[0] if len(alike) == 1 else None
 
 
 def weight_operand(node: fx.Node) -> fx.Node | None:
@@ -106,7 +210,7 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return getattr(module.get_submodule(prefix), name)
 
 
-def _uses(node: fx.Node, kind: Literal["conv", "linear"]) -> int:
+def _places(node: fx.Node, kind: Kind) -> int:
     """Places of a node's value for one example, wherever the batch is among its dimensions."""
     channels = 1 if kind == "conv" else -1
     places = [prod(spec.shape) // spec.shape[channels] for spec in node.meta["spec"]]
@@ -116,15 +220,120 @@ def _uses(node: fx.Node, kind: Literal["conv", "linear"]) -> int:
     return grown or places[0]  # the same for every batch: it is used once, not per example
 
 
+def _whole_shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["spec"][1].shape)
+
+
 def _shape(node: fx.Node) -> tuple[int, ...]:
     """A node's activation shape without the batch: at the larger one, which nothing squeezes."""
-    return tuple(node.meta["spec"][1].shape[1:])
+    return _whole_shape(node)[1:]
 
 
-def nodes_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:
-    """Every call of every layer, in order of execution."""
-    names = _first_names(module)
-    for node in module.graph.nodes:
-        layer = layer_at(module, node, names)
-        if layer is not None:
-            yield node, layer
+# Layers inside of modules that are kept whole.
+
+
+def _calls_inside(
+    module: fx.GraphModule, node: fx.Node, names: dict[int, str], taken: dict[int, str]
+) -> Iterator[_Call]:
+    """Those that were seen to be called, in order, then the others."""
+    layers = {
+        path: layer
+        for path, layer in _parts(module, node)
+        if is_weighted(layer) and id(layer.weight) not in taken
+    }
+    called = [inner for inner in node.meta["inner"] if inner.name in layers]
+    for inner in called:
+        yield _inner_call(inner, layers[inner.name], names)
+    for path in layers.keys() - {inner.name for inner in called}:
+        yield _inner_call(Inner(path, (), ()), layers[path], names)
+
+
+def _inner_call(inner: Inner, layer: Any, names: dict[int, str]) -> _Call:
+    kind = _kind(layer)
+    sides = "channels" if kind == "conv" else "features"
+    ends = getattr(layer, f"in_{sides}"), getattr(layer, f"out_{sides}")
+    found = Layer(
+        name=inner.name,
+        kind=kind,
+        weight=names[id(layer.weight)],
+        weight_shape=tuple(layer.weight.shape),
+        reads=inner.reads[1:] or ends[:1],
+        writes=inner.writes[1:] or ends[1:],
+        uses=0,
+    )
+    side = 0 if getattr(layer, "transposed", False) else 1
+    seen = (inner.reads, inner.writes)[side]
+    return _Call(found, Fraction(prod(seen), ends[side]) if seen else Fraction(0))
+
+
+def _parts(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Any]]:
+    """Every module inside the one that a node calls, itself included, with its path."""
+    called = module.get_submodule(str(node.target))
+    prefix = str(node.target)
+    if isinstance(called, WholeModel):
+        called, prefix = module, ""
+    for name, part in called.named_modules():
+        yield ".".join(filter(None, (prefix, name))), part
+
+
+# What is not prunable.
+
+
+def taken_by_others(module: fx.GraphModule) -> dict[int, str]:
+    """What uses each parameter, if anything does, in a way that no mask can act on."""
+    found: dict[int, str] = {}
+    for graph in graphs_of(module):
+        for node in graph.nodes:
+            if node.op == "call_module":
+                found.update(_taken_at(module, node))
+    return found
+
+
+def _taken_at(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, str]]:
+    for path, part in _parts(module, node):
+        if not (is_weighted(part) or type(part) in PLAIN_CLASS):
+            for parameter in part._parameters.values():
+                if parameter is not None:
+                    yield id(parameter), f"{path or 'the model'} ({type(part).__name__})"
+    for name in node.meta.get("touched", ()):
+        yield id(module.get_parameter(name)), f"a function inside {node.target}"
+
+
+def _notes(module: fx.GraphModule, names: dict[int, str], taken: dict[int, str]) -> tuple[str, ...]:
+    """One sentence for each reason, with the number of layers and the first of them."""
+    reasons: dict[str, list[str]] = {}
+    for graph in graphs_of(module):
+        for node in graph.nodes:
+            for name, reason in _not_prunable(module, node, taken):
+                reasons.setdefault(reason, []).append(name)
+    return tuple(
+        f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}: "
+        f"not prunable, and not counted: {reason}"
+        for reason, found in ((reason, list(dict.fromkeys(of))) for reason, of in reasons.items())
+    )
+
+
+def _not_prunable(
+    module: fx.GraphModule, node: fx.Node, taken: dict[int, str]
+) -> Iterator[tuple[str, str]]:
+    """Layers at a node that cannot be pruned, each with the reason."""
+    if node.op == "call_module":
+        for path, part in _parts(module, node):
+            weight = part._parameters.get("weight")
+            if type(part).__module__.startswith(_QUANTIZED) and hasattr(part, "weight"):
+                yield path, "it is quantized, so its weight is packed away"
+            elif is_weighted(part) and id(weight) in taken:
+                yield path, f"{taken[id(weight)]} uses its weight too, where no mask acts"
+        return
+    operand = operand_of(module, node)
+    if operand is None or not operand.reads:
+        return
+    scope = node.meta.get("scope") or str(operand.reads[0].target)
+    if operand.dynamic:
+        yield scope, "it mixes its weight anew for every input"
+    elif prunable_read(module, operand) is None:
+        yield scope, "its weight is made of several parameters, or in another shape"
+    else:
+        weight = _attribute(module, str(operand.reads[0].target))
+        if id(weight) in taken:
+            yield scope, f"{taken[id(weight)]} uses its weight too, where no mask acts"

@@ -9,11 +9,27 @@ Op = Literal["placeholder", "get_attr", "call_module", "call_function", "call_me
 
 
 @dataclass(frozen=True)
+class Field:
+    """An element that is reached by its name as an attribute, as those of a dataclass are."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Ref:
     """The value of entry `index` of the tape, or the element of it that `path` leads to."""
 
     index: int
-    path: tuple[int | str, ...] = ()
+    path: tuple[int | str | Field, ...] = ()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A value of a type that a graph has to call for: a dataclass, or an ordered mapping."""
+
+    type: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,10 +46,29 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """A call of a layer inside a module that is kept whole: no entry of the tape, but counted.
+
+    `name` is the layer's path; the shapes have the batch, until the runs are unified.
+    """
+
+    name: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+    def per_example(self, batch: int) -> "Inner":
+        """The call for one example, where it was made for `batch` of them."""
+        shapes = ((s[0] // batch or 1, *s[1:]) for s in (self.reads, self.writes))
+        return Inner(self.name, *shapes)
+
+
+@dataclass(frozen=True)
 class Entry:
     """One step: tensors among the arguments are `Ref`s; `value` has a `Spec` for each tensor.
 
-    `scope` is the path of the innermost module that the step was taken in.
+    `scope` is the path of the innermost module that the step was taken in. Of a module that is
+    kept whole, `inner` are the layers that it called and `touched` the parameters that it used
+    otherwise; `inner` is None for every other step.
     """
 
     op: Op
@@ -42,13 +77,19 @@ class Entry:
     kwargs: dict[str, Any]
     value: Any
     scope: str
+    inner: tuple[Inner, ...] | None = None
+    touched: frozenset[str] = frozenset()
 
 
 @dataclass
 class Tape:
-    """All entries of one run, in order."""
+    """All entries of one run, in order.
+
+    `visits` are the modules that were traced through, each with the number of entries before it.
+    """
 
     entries: list[Entry] = field(default_factory=list)
+    visits: list[tuple[int, str]] = field(default_factory=list)
 
     def write(self, entry: Entry) -> Ref:
         """Append an entry and give the reference to its value."""

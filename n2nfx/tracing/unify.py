@@ -5,23 +5,22 @@ Where a number differs with the batch it becomes `a * batch + c`; where a value 
 mode it becomes a switch that looks at `training`. No symbolic shapes are needed.
 """
 
-import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import fx, nn
+from itertools import takewhile
+from typing import Any, Literal
 
 from n2nfx.errors import CannotOperate
-from n2nfx.tracing.tape import Entry, InputDevice, Ref, Spec, Tape
+from n2nfx.tracing.tape import Built, Entry, Inner, InputDevice, Ref, Spec, Tape
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a tape was recorded."""
+    """How a tape was recorded: in which mode, with how many examples, which dimensions larger."""
 
     training: bool
     batch: int
+    grown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,30 +39,29 @@ class Switched:
     eval: Any
 
 
-class ModeSwitch(nn.Module):
-    """Gives one constant in training and another in evaluation; it has no parameters."""
-
-    def __init__(self, train: Any, eval: Any) -> None:
-        super().__init__()
-        self.in_train = train
-        self.in_eval = eval
-
-    def forward(self) -> Any:
-        return self.in_train if self.training else self.in_eval
-
-    def extra_repr(self) -> str:
-        return f"train={self.in_train!r}, eval={self.in_eval!r}"
-
-
 class Disagreement(Exception):
     """Two tapes differ in a way that no number or switch can bridge."""
+
+
+class Parted(CannotOperate):
+    """The runs differ in structure: because of the mode, or of the batch size.
+
+    `scope` is the path of the module whose own forward does something else.
+    """
+
+    def __init__(self, cause: Literal["mode", "batch"], scope: str, how: str) -> None:
+        self.cause, self.scope = cause, scope
+        told = "the mode (train or eval)" if cause == "mode" else "the batch size"
+        super().__init__(
+            f"what forward does depends on {told}, and not by a whole number alone: {how}"
+        )
 
 
 def unify(tapes: Mapping[Run, Tape]) -> Tape:
     """One tape in which `BatchNumber` and `Switched` stand where the runs differ.
 
-    Each tensor among the values has a pair of `Spec`: those of the first two evaluated runs.
-    Raises `CannotOperate` when the runs differ in structure, naming the modules where they part.
+    Each tensor among the values has a pair of `Spec`: those of the smallest and of the largest
+    batch, in evaluation if that was recorded. Raises `Parted` where the runs differ in structure.
     """
     runs = list(tapes)
     one = Tape()
@@ -72,18 +70,43 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
         try:
             one.write(_unify_entries(runs, entries))
         except Disagreement as error:
-            raise CannotOperate(_parting(dict(zip(runs, entries, strict=True)))) from error
+            raise _parting(tapes, len(one.entries)) from error
     return one
 
 
-def _parting(entries: Mapping[Run, Entry]) -> str:
+def _parting(tapes: Mapping[Run, Tape], index: int) -> Parted:
     """Where the runs part, and whether the batch or the mode parts them."""
+    entries = {run: tape.entries[index] for run, tape in tapes.items()}
     modes = [[run for run in entries if run.training is training] for training in (False, True)]
     alone = [_meet({run: entries[run] for run in mode}) for mode in modes if mode]
-    cause = "the mode (train or eval)" if all(alone) else "the batch size"
+    cause = "mode" if all(alone) and len(alone) == 2 else "batch"
     steps = list(dict.fromkeys(_step(entry) for entry in entries.values()))
     how = f"{steps[0]} gets other arguments" if len(steps) == 1 else f"next is {' or '.join(steps)}"
-    return f"what forward does depends on {cause}, and not by a whole number alone: {how}"
+    return Parted(cause, _blamed(list(tapes.values()), index), how)
+
+
+def _blamed(tapes: Sequence[Tape], index: int) -> str:
+    """The innermost module that all runs entered, and that some are still in where they part."""
+    scopes = [_path(tape.entries[index].scope) for tape in tapes]
+    before = _path(tapes[0].entries[index - 1].scope)
+    entered = [[name for at, name in tape.visits if at == index] for tape in tapes]
+    candidates = [_shared(before, scope) for scope in scopes]
+    candidates += [
+        path
+        for path in map(_path, _shared(*entered))
+        if any(scope[: len(path)] == path for scope in scopes)
+    ]
+    return ".".join(max([_shared(*scopes), *candidates], key=len))
+
+
+def _path(scope: str) -> list[str]:
+    return scope.split(".") if scope else []
+
+
+def _shared(*paths: Sequence[str]) -> list[str]:
+    """What paths begin with alike."""
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
+    return [column[0] for column in columns]
 
 
 def _meet(entries: Mapping[Run, Entry]) -> bool:
@@ -103,7 +126,20 @@ def _unify_entries(runs: Sequence[Run], entries: Sequence[Entry]) -> Entry:
     first = entries[0]
     args, kwargs = _unify_calls(runs, entries)
     value = _pair_specs(runs, [entry.value for entry in entries])
-    return Entry(first.op, first.target, args, kwargs, value, first.scope)
+    touched = frozenset().union(*(entry.touched for entry in entries))
+    inner = _unify_inner(runs, entries) if first.inner is not None else None
+    return Entry(first.op, first.target, args, kwargs, value, first.scope, inner, touched)
+
+
+def _unify_inner(runs: Sequence[Run], entries: Sequence[Entry]) -> tuple[Inner, ...]:
+    """The calls of layers in the first run, for one example, and of those that only others call."""
+    found: dict[str, list[Inner]] = {}
+    for run, entry in zip(runs, entries, strict=True):
+        calls: dict[str, list[Inner]] = {}
+        for inner in entry.inner or ():
+            calls.setdefault(inner.name, []).append(inner.per_example(run.batch))
+        found = {**calls, **found}
+    return tuple(call for calls in found.values() for call in calls)
 
 
 def _unify_calls(
@@ -122,22 +158,31 @@ def _unify(runs: Sequence[Run], values: Sequence[Any]) -> Any:
     if any(type(value) is not type(first) for value in values):
         return _bridge(runs, values)
     if isinstance(first, list | tuple):
-        if any(len(value) != len(first) for value in values):
-            raise Disagreement
-        items = [_unify(runs, column) for column in zip(*values, strict=True)]
-        if hasattr(first, "_fields"):
-            return type(first)(*items)
-        return items if isinstance(first, list) else tuple(items)
+        return _unify_sequences(runs, values)
     if isinstance(first, dict):
         if any(value.keys() != first.keys() for value in values):
             raise Disagreement
         return {key: _unify(runs, [value[key] for value in values]) for key in first}
+    if isinstance(first, Built):
+        if any(value.type is not first.type for value in values):
+            raise Disagreement
+        return Built(first.type, *_unify(runs, [(value.args, value.kwargs) for value in values]))
     if isinstance(first, slice):
         ends = [(value.start, value.stop, value.step) for value in values]
         return slice(*_unify(runs, ends))
     if all(_same(value, first) for value in values):
         return first
     return _bridge(runs, values)
+
+
+def _unify_sequences(runs: Sequence[Run], values: Sequence[Any]) -> Any:
+    first = values[0]
+    if any(len(value) != len(first) for value in values):
+        raise Disagreement
+    items = [_unify(runs, column) for column in zip(*values, strict=True)]
+    if hasattr(first, "_fields"):
+        return type(first)(*items)
+    return items if isinstance(first, list) else tuple(items)
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -167,7 +212,7 @@ def _is_constant(value: Any) -> bool:
         return all(map(_is_constant, value.values()))
     if isinstance(value, slice):
         return all(map(_is_constant, (value.start, value.stop, value.step)))
-    return not isinstance(value, Ref | InputDevice)
+    return not isinstance(value, Ref | InputDevice | Built)
 
 
 def _line_through(points: Mapping[int, int]) -> BatchNumber | None:
@@ -190,9 +235,11 @@ def _agree(groups: Mapping[Any, Sequence[Any]]) -> bool:
 
 
 def _pair_specs(runs: Sequence[Run], values: Sequence[Any]) -> Any:
-    """The specs of the first two evaluated runs as a pair for each tensor."""
-    small, large = [value for run, value in zip(runs, values, strict=True) if not run.training][:2]
-    return _pair(small, large)
+    """The specs of the smallest and the largest batch as a pair for each tensor."""
+    evaluated = [index for index, run in enumerate(runs) if not run.training]
+    usable = evaluated or [index for index, run in enumerate(runs) if not run.grown]
+    ordered = sorted(usable, key=lambda index: runs[index].batch)
+    return _pair(values[ordered[0]], values[ordered[-1]])
 
 
 def _pair(small: Any, large: Any) -> Any:
@@ -204,97 +251,3 @@ def _pair(small: Any, large: Any) -> Any:
         # An element that only one batch has is never used: its users would have parted.
         return [_pair(*both) for both in zip(small, large, strict=False)]
     return None
-
-
-class GraphWriter:
-    """Turns one unified tape into an fx graph, and collects the switches it needs."""
-
-    def __init__(self, tape: Tape) -> None:
-        self.graph = fx.Graph()
-        self.switches: dict[str, ModeSwitch] = {}
-        self._tape = tape
-        self._scope = ""
-        self._nodes: list[fx.Node] = []
-        self._made: dict[Any, fx.Node] = {}
-
-    def write(self) -> fx.Graph:
-        """The graph; every node's meta holds `spec` (a pair of `Spec`) and `scope`.
-
-        Its switches are still to be put in: each into the module whose mode it looks at.
-        """
-        for entry in self._tape.entries:
-            self._scope = entry.scope
-            self._nodes.append(self._node(entry))
-        return self.graph
-
-    def _node(self, entry: Entry) -> fx.Node:
-        args = tuple(self._argument(arg) for arg in entry.args)
-        kwargs = {key: self._argument(value) for key, value in entry.kwargs.items()}
-        if entry.op == "output":
-            return self.graph.output(args[0])
-        if entry.op == "placeholder":
-            node = self.graph.placeholder(entry.target)
-        else:
-            node = self.graph.create_node(entry.op, entry.target, args, kwargs)
-        node.meta.update(spec=entry.value, scope=entry.scope)
-        return node
-
-    def _argument(self, value: Any) -> Any:
-        if isinstance(value, Ref):
-            return self._value(value)
-        if isinstance(value, InputDevice | BatchNumber):
-            return self._once(value, value)
-        if isinstance(value, Switched):
-            return self._once((self._scope, repr(value)), value)  # 1 is not True
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self._argument(item) for item in value))
-        if isinstance(value, list | tuple):
-            return (list if isinstance(value, list) else tuple)(map(self._argument, value))
-        if isinstance(value, dict):
-            return {key: self._argument(item) for key, item in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._argument(end) for end in (value.start, value.stop, value.step)))
-        return value
-
-    def _value(self, ref: Ref) -> fx.Node:
-        """The node of an entry, or of an element of its value."""
-        node = self._nodes[ref.index]
-        for depth in range(len(ref.path)):
-            key = Ref(ref.index, ref.path[: depth + 1])
-            if key not in self._made:
-                made = self.graph.call_function(operator.getitem, (node, ref.path[depth]))
-                made.meta.update(spec=_item(node.meta["spec"], ref.path[depth]), scope="")
-                self._made[key] = made
-            node = self._made[key]
-        return node
-
-    def _once(self, key: Hashable, value: InputDevice | BatchNumber | Switched) -> fx.Node:
-        """The node that computes a number, device or switch: made at its first use."""
-        if key not in self._made:
-            node = self._make(value)
-            node.meta.update(spec=None, scope="")
-            self._made[key] = node
-        return self._made[key]
-
-    def _make(self, value: InputDevice | BatchNumber | Switched) -> fx.Node:
-        if isinstance(value, InputDevice):
-            return self.graph.call_function(getattr, (self._nodes[0], "device"))
-        if isinstance(value, Switched):
-            name = f"{self._scope}.mode_switch_{len(self.switches)}".removeprefix(".")
-            self.switches[name] = ModeSwitch(value.train, value.eval)
-            return self.graph.call_module(name)
-        if value.offset:
-            base = self._batch_times(value.factor)
-            return self.graph.call_function(operator.add, (base, value.offset))
-        if value.factor != 1:
-            base = self._batch_times(1)
-            return self.graph.call_function(operator.mul, (base, value.factor))
-        return self.graph.call_method("size", (self._nodes[0], 0))
-
-    def _batch_times(self, factor: int) -> fx.Node:
-        number = BatchNumber(factor, 0)
-        return self._once(number, number)
-
-
-def _item(spec: Any, key: Any) -> Any:
-    return spec[key] if isinstance(spec, list | dict) else None

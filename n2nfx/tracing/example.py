@@ -1,0 +1,103 @@
+"""What a model is called with: the example's tensors by name, and blanks of other sizes."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from n2nfx.errors import CannotOperate, did_you_mean
+from n2nfx.network import InputSpec, blank_inputs
+
+Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+# How much larger an input is made, dimension by dimension, to see what depends on its size: odd
+# numbers, so that strides leave remainders, and different ones, so that height is not width.
+_GROWTH = (37, 53, 19)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model is called with: its inputs, where they are, and whether they go by name."""
+
+    inputs: tuple[InputSpec, ...]
+    device: torch.device
+    by_name: bool
+
+    def blanks(self, batch: int, grown: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Inputs by name with undefined values, for a batch, the dimensions `grown` larger."""
+        inputs = [_larger(spec, grown) for spec in self.inputs]
+        made = blank_inputs(inputs, batch, self.device)
+        return {spec.name: blank for spec, blank in zip(inputs, made, strict=True)}
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Sets of dimensions that an input's size can mean, the likeliest first.
+
+        Of maps all dimensions behind the channels; of a sequence the last one, or the one before
+        where the channels come last; of whole numbers all but the batch.
+        """
+        rank, dtype = len(self.inputs[0].shape), self.inputs[0].torch_dtype
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return (tuple(range(1, rank)),) if rank > 1 else ()
+        if rank == 3:
+            return (2,), (1,)
+        return (tuple(range(2, rank)),) if rank > 3 else ()
+
+
+def _larger(spec: InputSpec, grown: Sequence[int]) -> InputSpec:
+    shape = list(spec.shape)
+    for dimension, more in zip(grown, _GROWTH, strict=False):
+        if dimension < len(shape):
+            shape[dimension] += more
+    return replace(spec, shape=tuple(shape))
+
+
+def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
+    """The example's tensors by name, in the order forward takes them."""
+    parameters = _parameters(model)
+    if isinstance(example, Mapping):
+        found = {p.name: example[p.name] for p in parameters if p.name in example}
+        _refuse_unknown(model, example, [p.name for p in parameters])
+    else:
+        tensors: list[Any] = list(example) if isinstance(example, list | tuple) else [example]
+        names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        names += [f"input_{index}" for index in range(len(names), len(tensors))]
+        found = dict(zip(names, tensors, strict=False))
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise CannotOperate(f"the example input {name} must be a tensor with a batch dimension")
+    if not found:
+        raise CannotOperate("an example input is needed to trace a model")
+    return found
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except ValueError as error:
+        raise CannotOperate(
+            f"the forward of {type(model).__name__} is not written in Python, so it has no trace"
+        ) from error
+
+
+def _refuse_unknown(model: nn.Module, example: Mapping[str, Tensor], known: Sequence[str]) -> None:
+    unknown = [str(name) for name in example if name not in known]
+    if unknown:
+        near = did_you_mean(unknown[0], known)
+        raise CannotOperate(
+            f"forward of {type(model).__name__} takes no {', '.join(unknown)}{near}"
+        )
+
+
+def call_of(model: nn.Module, example: Example) -> Call:
+    """How an example calls a model."""
+    values = named(model, example)
+    inputs = tuple(
+        InputSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in values.items()
+    )
+    device = next(iter(values.values())).device
+    return Call(inputs, device, by_name=isinstance(example, Mapping))

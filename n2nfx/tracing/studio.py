@@ -1,0 +1,136 @@
+"""Where a model's forward is recorded: each run as if it were the first, on one fake copy."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils import _pytree as pytree
+
+from n2nfx.errors import CannotOperate
+from n2nfx.graphmodule import HOOKS
+from n2nfx.tracing.example import Call
+from n2nfx.tracing.fake import clear_hooks, fake_copy, quiet, random_untouched, remember
+from n2nfx.tracing.leaves import is_leaf
+from n2nfx.tracing.recorder import Arguments, Fault, Recorder, Replaced
+from n2nfx.tracing.tape import Tape
+from n2nfx.tracing.unify import Run
+from n2nfx.tracing.witness import Witness
+
+
+class Stopped(Exception):
+    """A run that cannot be recorded, whatever is kept whole."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault.error))
+        self.fault = fault
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a module did when it ran on real tensors."""
+
+    result: Any
+    witness: Witness
+
+
+class Studio:
+    """Records a model; `wholes` are the modules that had to be kept whole, with the reasons.
+
+    To be used within `open()`.
+    """
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        self.model = model
+        self.call = call
+        self.wholes: dict[str, Fault] = {
+            name: Fault(CannotOperate(reason), (name,)) for name, reason in _never_through(model)
+        }
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = fake_copy(model, self._mode)
+        self._put_back = remember(self._fake)
+        self._copies: dict[str, nn.Module] = {}
+
+    def record(self, run: Run, strict: bool = False) -> Tape:
+        """The tape of one run.
+
+        What cannot be traced through is kept whole from then on, unless the run is strict. Raises
+        `Stopped` where that does not help.
+        """
+        while True:
+            recorder = Recorder(
+                self._fake.train(run.training), self.wholes, None if strict else self._really
+            )
+            try:
+                with self._mode:
+                    blanks = self.call.blanks(run.batch, run.grown)
+                    return recorder.run(blanks, by_name=self.call.by_name)
+            except Replaced as error:
+                if not error.owner:
+                    raise Stopped(Fault(error, ("",))) from error
+                self.wholes[error.owner] = Fault(error, (error.owner,))
+            except Exception as error:
+                raise Stopped(recorder.fault or Fault(error, ("",))) from error
+            finally:
+                self._put_back()
+
+    def _really(self, path: str, arguments: Arguments, training: bool) -> tuple[Any, Witness]:
+        """Run a module of the model on ones, where the shapes of its result depend on data."""
+        with unset_fake_temporarily():
+            made = {id(fake): _ones(fake) for fake in _tensors(arguments)}
+            real = pytree.tree_map_only(Tensor, lambda fake: made[id(fake)], arguments)
+            alone = self.alone(path, real, training)
+        own = {id(made[id(fake)]): fake for fake in _tensors(arguments)}
+
+        def faked(real: Tensor) -> Tensor:
+            return own[id(real)] if id(real) in own else _blank(real)
+
+        with self._mode:
+            return pytree.tree_map_only(Tensor, faked, alone.result), alone.witness
+
+    def alone(self, path: str, arguments: Arguments, training: bool) -> Alone:
+        """What a copy of a module, without hooks, does with real arguments."""
+        if path not in self._copies:
+            self._copies[path] = copy.deepcopy(self.model.get_submodule(path))
+            clear_hooks(self._copies[path])
+        module = self._copies[path].train(training)
+        witness = Witness(module, path)
+        with witness.watching():
+            return Alone(module(*arguments[0], **arguments[1]), witness)
+
+
+def _tensors(arguments: Arguments) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def _ones(fake: Tensor) -> Tensor:
+    ones = torch.ones(fake.shape, dtype=fake.dtype, device=fake.device)
+    return ones.requires_grad_().clone() if fake.requires_grad else ones
+
+
+def _blank(real: Tensor) -> Tensor:
+    """A tensor like a real one where that has no place; no leaf, or nothing could change it."""
+    blank = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=real.device)
+    return blank.requires_grad_().clone() if real.requires_grad else blank
+
+
+def _never_through(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Modules that cannot be traced through, which is known before."""
+    for name, module in model.named_modules():
+        if not name:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            yield name, "it is TorchScript, which is not Python"
+        elif any(getattr(module, hooks) for hooks in HOOKS) and not is_leaf(module):
+            yield name, "it has a hook, which the graph of what is inside would never call"
+
+
+@contextmanager
+def open_studio(model: nn.Module, call: Call) -> Iterator[Studio]:
+    """A studio in which nothing that happens reaches the model or a random generator."""
+    with random_untouched(), quiet(), torch.inference_mode(False), torch.enable_grad():
+        yield Studio(model, call)
