@@ -134,24 +134,23 @@ class MaskedStandardization(_MaskOptional):
 
     def forward(
         self,
-        weight: Tensor,
+        input: Tensor,
         running_mean: None = None,
         running_var: None = None,
-        gain: Tensor | None = None,
+        weight: Tensor | None = None,
         bias: None = None,
         training: bool = True,
         momentum: float = 0.0,
         eps: float = 1e-5,
     ) -> Tensor:
-        mask = self.mask.reshape(weight.shape)
+        mask = self.mask.reshape(input.shape)
         count = mask.sum(-1, keepdim=True).clamp(min=1)
-        centred = keep(weight - keep(weight, mask).sum(-1, keepdim=True) / count, mask)
+        centred = keep(input - keep(input, mask).sum(-1, keepdim=True) / count, mask)
         variance = centred.square().sum(-1, keepdim=True) / count
         standard = centred * torch.rsqrt(variance + eps)
-        if gain is None:
-            return standard
-        scale = gain.reshape(1, -1, 1) * (mask.shape[-1] / count).sqrt()
-        return (standard * scale).to(weight.dtype)
+        if weight is not None:
+            standard = standard * weight.reshape(1, -1, 1) * (mask.shape[-1] / count).sqrt()
+        return standard.to(input.dtype)
 
 
 MASKED_CLASS: dict[type[nn.Module], type[nn.Module]] = {

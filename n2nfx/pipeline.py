@@ -95,31 +95,40 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     if with_data:
         module = copy.deepcopy(module)
     device = next(module.parameters()).device if with_data else torch.device("meta")
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    state = {name: tensor.to(device) for name, tensor in tensors}
     inputs = blank_inputs(network.inputs, 1, device)
     if with_data:
         inputs = tuple(map(torch.ones_like, inputs))
-    with _dry(module), torch.no_grad():
-        result = torch.func.functional_call(module, state, inputs)
-    leaves = pytree.tree_leaves(result)
+    with _dry(module, device), torch.no_grad():
+        leaves = pytree.tree_leaves(module(*inputs))
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @contextmanager
-def _dry(module: nn.Module) -> Iterator[None]:
-    """A module without its hooks, which are not ours to call, and in evaluation, the quickest."""
+def _dry(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A module without its hooks, which are not ours to call, and in evaluation, the quickest.
+
+    Its tensors are on the device meanwhile. (`torch.func.functional_call` would leave tensors
+    where parameters were in a module that has two names.)
+    """
     own = [
-        (vars(part), {name: vars(part)[name] for name in (*HOOKS, "training")})
+        (vars(part), {name: vars(part)[name] for name in (*HOOKS, *_TABLES, "training")})
         for part in module.modules()
     ]
     for attributes, before in own:
         attributes.update({name: type(before[name])() for name in HOOKS}, training=False)
+        attributes.update({name: _moved(before[name], device) for name in _TABLES})
     try:
         yield
     finally:
         for attributes, before in own:
             attributes.update(before)
+
+
+_TABLES = ("_parameters", "_buffers")
+
+
+def _moved(tensors: Mapping[str, Tensor | None], device: torch.device) -> dict[str, Tensor | None]:
+    return {name: None if one is None else one.to(device) for name, one in tensors.items()}
 
 
 def _keeps_nnz(before: Facts, after: Facts) -> str | None:

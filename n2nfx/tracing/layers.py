@@ -1,7 +1,7 @@
 """The prunable layers of a traced module, in order of execution, and why others are not."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -65,7 +65,7 @@ def find_layers(module: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[str, .
         next(found[graph][name] for graph in (evaluation, *training) if name in found[graph])
         for name in order
     )
-    return layers, _notes(module, names, taken)
+    return layers, tuple(_note(*told) for told in not_prunable(module).items())
 
 
 def _sum_up(calls: Iterator[_Call]) -> dict[str, Layer]:
@@ -160,7 +160,7 @@ def operand_of(module: fx.GraphModule, node: fx.Node) -> Operand | None:
     if operand is None:
         return None
     reads: list[fx.Node] = []
-    viewed, seen, ahead = True, {operand}, [operand]
+    dynamic, viewed, seen, ahead = False, True, {operand}, [operand]
     while ahead:
         at = ahead.pop()
         if at.op == "get_attr":
@@ -168,12 +168,13 @@ def operand_of(module: fx.GraphModule, node: fx.Node) -> Operand | None:
                 reads.append(at)
             continue
         if _is_activation(module, at):
-            return Operand(operand, tuple(reads), dynamic=True, viewed=False)
+            dynamic = True
+            continue
         viewed = viewed and is_view(module, at)
         fresh = [read for read in at.all_input_nodes if read not in seen]
         seen.update(fresh)
         ahead += fresh
-    return Operand(operand, tuple(reads), dynamic=False, viewed=viewed)
+    return Operand(operand, tuple(reads), dynamic, viewed and not dynamic)
 
 
 def _is_activation(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -299,18 +300,19 @@ def _taken_at(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, str]
         yield id(module.get_parameter(name)), f"a function inside {node.target}"
 
 
-def _notes(module: fx.GraphModule, names: dict[int, str], taken: dict[int, str]) -> tuple[str, ...]:
-    """One sentence for each reason, with the number of layers and the first of them."""
-    reasons: dict[str, list[str]] = {}
+def not_prunable(module: fx.GraphModule) -> dict[str, list[str]]:
+    """What looks like a prunable layer and is none: module paths or weights by the reason."""
+    taken, reasons = taken_by_others(module), dict[str, list[str]]()
     for graph in graphs_of(module):
         for node in graph.nodes:
             for name, reason in _not_prunable(module, node, taken):
                 reasons.setdefault(reason, []).append(name)
-    return tuple(
-        f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}: "
-        f"not prunable, and not counted: {reason}"
-        for reason, found in ((reason, list(dict.fromkeys(of))) for reason, of in reasons.items())
-    )
+    return {reason: list(dict.fromkeys(names)) for reason, names in reasons.items()}
+
+
+def _note(reason: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}: not prunable, and not counted: {reason}"
 
 
 def _not_prunable(

@@ -54,13 +54,21 @@ class Studio:
         self._fake = fake_copy(model, self._mode)
         self._put_back = remember(self._fake)
         self._copies: dict[str, nn.Module] = {}
+        self._tapes: dict[Run, tuple[int, Tape]] = {}
 
     def record(self, run: Run, strict: bool = False) -> Tape:
-        """The tape of one run.
+        """The tape of one run, with the modules kept whole that are known by its end.
 
         What cannot be traced through is kept whole from then on, unless the run is strict. Raises
         `Stopped` where that does not help.
         """
+        known, tape = self._tapes.get(run, (-1, Tape()))
+        if known != len(self.wholes):
+            tape = self._record(run, strict)
+            self._tapes[run] = len(self.wholes), tape
+        return tape
+
+    def _record(self, run: Run, strict: bool) -> Tape:
         while True:
             recorder = Recorder(
                 self._fake.train(run.training), self.wholes, None if strict else self._really

@@ -1,0 +1,298 @@
+"""Everything that must hold for one model of a zoo, checked on real weights.
+
+`check(name)` builds, traces, compares, prunes and splices one model and gives a row of plain data;
+`tools/zoo.py` does it for many, `tests/zoo` for one of each family.
+"""
+
+import copy
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import n2nfx
+from n2nfx import models
+from n2nfx.bind import bind
+from n2nfx.graphmodule import graphs_of
+from n2nfx.masks import Masks
+from n2nfx.network import Network
+from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.tracing import record
+from n2nfx.tracing.layers import not_prunable
+from n2nfx.tracing.values import items
+from n2nfx.wiring import Options, find_branches
+
+BATCH = 3  # one that tracing itself never uses
+HOPS = (2, 3)
+DENSITY, RATIO = 0.1, 0.2
+
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+
+Row = dict[str, Any]
+
+
+class Fails(Exception):
+    """Something that must hold does not."""
+
+
+def family(name: str) -> str:
+    """The file of its zoo that a model comes from: `timm:resnet`, `torchvision:video.s3d`."""
+    zoo, _, plain = name.partition(":")
+    if zoo == "timm":
+        from timm.models import model_entrypoint
+
+        return f"timm:{model_entrypoint(plain).__module__.rpartition('.')[2]}"
+    if zoo == "torchvision":
+        from torchvision.models import get_model_builder
+
+        path = get_model_builder(plain).__module__
+        return f"torchvision:{path.removeprefix('torchvision.models.')}"
+    return "n2nfx:zoo"
+
+
+def check(name: str, most: float = 2e10, gradients: bool = True) -> Row:
+    """Check one model; the row's `status` is "ok" or "failed", then with `stage` and `reason`.
+
+    Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
+    compared instead, which the row says.
+    """
+    row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.mha.set_fastpath_enabled(False)  # it differs from attention by 2e-6 itself
+        try:
+            _check(row, most, gradients)
+            del row["stage"]
+        except Exception as error:
+            told = str(error).strip().splitlines()
+            row.update(status="failed", reason=f"{type(error).__name__}: {told[0] if told else ''}")
+            row["where"] = _last_line(error)
+    return row
+
+
+def warm_up() -> None:
+    """Trace something, so that torch's own imports are not counted with the first model.
+
+    Without gradients: a process that has computed some cannot be forked into others that do.
+    """
+    record(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.zeros(1, 3, 8, 8))
+
+
+def _last_line(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+
+
+def _check(row: Row, most: float, gradients: bool) -> None:
+    built, row["build_ms"] = _timed(lambda: models.build(row["name"]))
+    original = _shaken(built.module)
+    row["stage"] = "trace"
+    network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), built.example))
+    _describe(row, network)
+    row["stage"] = "reach"
+    row["hidden"], row["unused"] = _unreached(original, network)
+    if row["hidden"]:
+        raise Fails(f"weights that no layer has: {', '.join(row['hidden'][:5])}")
+    inputs = _inputs(network)
+    numbers = network.dense_flops <= most
+    row["compared"] = "numbers" if numbers else "shapes"
+    row["stage"] = "same"
+    if numbers:
+        _same_numbers(row, original, network.module, inputs, gradients)
+    else:
+        _same_shapes(original, network.module, network)
+    row["stage"] = "skips"
+    _skips(row, network, inputs if numbers else None)
+
+
+def _timed(work: Any) -> tuple[Any, int]:
+    start = time.perf_counter()
+    result = work()
+    return result, round(1000 * (time.perf_counter() - start))
+
+
+def _describe(row: Row, network: Network) -> None:
+    wholes = [n for n in network.module.graph.nodes if "inner" in n.meta]
+    row.update(
+        parameters=sum(p.numel() for p in network.module.parameters()),
+        weights=network.size,
+        layers=len(network.layers),
+        nodes=sum(len(graph.nodes) for graph in graphs_of(network.module)),
+        graphs=len(graphs_of(network.module)),
+        whole=[str(node.target) for node in wholes],
+        any_size="of_size" not in network.text(),
+        notes=list(network.notes),
+    )
+
+
+def _shaken(model: nn.Module) -> nn.Module:
+    """The model with norms and biases away from 0 and 1, so that no branch is silent."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2 and parameter.is_floating_point():
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    return model
+
+
+def _unreached(model: nn.Module, network: Network) -> tuple[list[str], list[str]]:
+    """Weights of convolutions, linear layers and attention that are no layer and in no note.
+
+    Apart from these, those that forward never uses.
+    """
+    reached = {layer.weight for layer in network.layers}
+    told = {name for names in not_prunable(network.module).values() for name in names}
+    used = _used(network)
+    hidden, unused = [], []
+    for path, module in model.named_modules():
+        if not isinstance(module, _WEIGHTED):
+            continue
+        for name, parameter in module.named_parameters(path, recurse=True):
+            if parameter.dim() < 2 or name in reached or name.endswith(("bias", "gain")):
+                continue
+            if any(name == t or name.startswith(f"{t}.") for t in told):
+                continue
+            alive = any(name == u or name.startswith(f"{u}.") for u in used)
+            (hidden if alive else unused).append(name)
+    known = _tied(model, reached)
+    return sorted(set(hidden) - known), sorted(set(unused) - known)
+
+
+def _tied(model: nn.Module, reached: set[str]) -> set[str]:
+    """Other names of the reached weights."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    ids = {id(names[name]) for name in reached if name in names}
+    return {name for name, parameter in names.items() if id(parameter) in ids}
+
+
+def _used(network: Network) -> set[str]:
+    """Modules that a graph calls, and attributes that it reads."""
+    nodes = [node for graph in graphs_of(network.module) for node in graph.nodes]
+    return {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+
+
+def _inputs(network: Network) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(
+        torch.rand((BATCH, *spec.shape[1:]), generator=generator) - 0.3 for spec in network.inputs
+    )
+
+
+# What a model does, and whether its graph does the same.
+
+
+def _same_numbers(
+    row: Row, original: nn.Module, graph: nn.Module, inputs: tuple[Tensor, ...], gradients: bool
+) -> None:
+    for training in (False, True):
+        mode = "train" if training else "eval"
+        grads = gradients and training
+        try:
+            want = _effects(original, inputs, training, grads)
+        except Exception as error:
+            if not training:
+                raise
+            row["train"] = f"the model itself cannot train on this input: {error}"[:200]
+            continue
+        got = _effects(graph, inputs, training, grads)
+        if list(want) != list(got):
+            raise Fails(f"{mode}: other results: {sorted(set(want) ^ set(got))[:5]}")
+        wrong = [key for key in want if not _equal(want[key], got[key])]
+        if wrong:
+            raise Fails(f"{mode}: {len(wrong)} of {len(want)} differ: {', '.join(wrong[:5])}")
+        row[mode] = f"{len(want)} tensors bit-equal"
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _effects(
+    model: nn.Module, inputs: tuple[Tensor, ...], training: bool, gradients: bool
+) -> dict[str, Tensor]:
+    """Everything that a call leaves behind, by name, and a backward where gradients are asked."""
+    model.train(training).zero_grad()
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(gradients):
+        outputs = dict(_flat(model(*(value.clone() for value in inputs)), "output"))
+    if gradients:
+        losses = [v.float().square().mean() for v in outputs.values() if v.requires_grad]
+        sum(losses, torch.zeros(())).backward()
+    found = {name: value.detach() for name, value in outputs.items()}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient of {name}"] = parameter.grad
+    state = model.state_dict(keep_vars=True)  # buffers that are not saved are caches
+    return found | {n: v.clone() for n, v in model.named_buffers() if n in state}
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    kind = type(value).__name__ if isinstance(value, Mapping | list | tuple) else ""
+    for key, item in items(value):
+        yield from _flat(item, f"{name}.{kind}[{key}]")
+
+
+def _same_shapes(original: nn.Module, graph: nn.Module, network: Network) -> None:
+    shapes = []
+    for model in (original, graph):
+        blank = copy.deepcopy(model).to("meta").eval()
+        inputs = [torch.empty((BATCH, *s.shape[1:]), device="meta") for s in network.inputs]
+        with torch.no_grad():
+            shapes.append([(n, tuple(v.shape)) for n, v in _flat(blank(*inputs), "output")])
+    if shapes[0] != shapes[1]:
+        raise Fails(f"shapes {shapes[0]} and {shapes[1]}")
+
+
+# Budgets and skips.
+
+
+def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> None:
+    row["pairs"], row["legal"], row["refused"] = {}, {}, {}
+    for hop in HOPS:
+        found = find_branches(network, Options((hop,), wiring="linear"))
+        row["legal"][hop] = len(found.skips)
+        row["pairs"][hop] = len(found.skips) + len(found.refused)
+        for refusal in found.refused:
+            row["refused"][refusal.reason] = row["refused"].get(refusal.reason, 0) + 1
+    if not network.layers:
+        return
+    pruned = n2nfx.Pipeline([RandomPruning(DENSITY)])(network).network
+    want = round(DENSITY * network.size)
+    if pruned.nnz != want:
+        raise Fails(f"{pruned.nnz} weights kept, not {want}")
+    try:
+        skipped = N2NSkip(RATIO, HOPS, wiring="linear")
+        outcome = n2nfx.Pipeline([RandomPruning(DENSITY), skipped])(network)
+    except n2nfx.CannotOperate as error:
+        row["spliced"] = str(error)[:300]
+        return
+    row["spliced"] = len(outcome.network.skips)
+    if outcome.counts.kept != want or outcome.counts.skip != round(RATIO * want):
+        raise Fails(f"counts {outcome.counts}, where {want} weights were to be kept")
+    if inputs is not None:
+        _zeroed_branches_are_silent(outcome.network, network, inputs)
+
+
+def _zeroed_branches_are_silent(
+    spliced: Network, reference: Network, inputs: tuple[Tensor, ...]
+) -> None:
+    """With every branch at zero the outputs are, to the last bit, those without branches."""
+    with torch.no_grad():
+        for skip in spliced.skips:
+            spliced.module.get_parameter(skip.weight).zero_()
+    masks = Masks({layer.weight: spliced.masks[layer.weight] for layer in reference.layers})
+    plain = replace(reference, module=copy.deepcopy(reference.module), masks=masks)
+    bind(plain)
+    for training in (False, True):
+        want = _effects(plain.module, inputs, training, False)
+        got = _effects(spliced.module, inputs, training, False)
+        wrong = [k for k in want if k.startswith("output") and not _equal(want[k], got[k])]
+        if wrong:
+            raise Fails(f"zeroed branches change {', '.join(wrong[:3])}, training {training}")
