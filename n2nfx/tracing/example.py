@@ -26,10 +26,10 @@ class Call:
     device: torch.device
     by_name: bool
 
-    def blanks(self, batch: int, grown: Sequence[int] = ()) -> dict[str, Tensor]:
+    def blanks(self, batch: int, grown: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Inputs by name with undefined values, for a batch, the dimensions `grown` larger."""
         inputs = [_larger(spec, grown) for spec in self.inputs]
-        made = blank_inputs(inputs, batch, self.device)
+        made = blank_inputs(inputs, batch, device)
         return {spec.name: blank for spec, blank in zip(inputs, made, strict=True)}
 
     @property

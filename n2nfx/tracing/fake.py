@@ -32,6 +32,24 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return fake
 
 
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy on the `meta` device, without hooks. Raises whatever a copy or a tensor may raise."""
+    tables = [table for m in model.modules() for table in (m._parameters, m._buffers, vars(m))]
+    real = {id(t): t for table in tables for t in table.values() if isinstance(t, Tensor)}
+    blank = copy.deepcopy(model, {key: _on_meta(tensor) for key, tensor in real.items()})
+    clear_hooks(blank)
+    return blank
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        raise TypeError(f"a {type(tensor).__name__} ({tensor.layout})")
+    blank = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(blank, requires_grad=tensor.requires_grad)
+    return blank.requires_grad_(tensor.requires_grad)
+
+
 def clear_hooks(model: nn.Module) -> None:
     """Take the hooks of a copy away from all its modules."""
     for module in model.modules():
@@ -54,14 +72,25 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 def remember(model: nn.Module) -> Callable[[], None]:
     """Gives what puts a model's attributes back: what one run leaves (a cache), no other finds."""
-    kept = [(vars(module), _unshared(vars(module))) for module in model.modules()]
+    kept = [(vars(module), _unshared_attributes(vars(module))) for module in model.modules()]
 
     def put_back() -> None:
         for attributes, before in kept:
             attributes.clear()
-            attributes.update(_unshared(before))
+            attributes.update(_unshared_attributes(before))
 
     return put_back
+
+
+_UNCHANGED = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+
+
+def _unshared_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a module's attributes, but for the tables of hooks, which no run changes."""
+    return {
+        name: value if name in _UNCHANGED else _unshared(value)
+        for name, value in attributes.items()
+    }
 
 
 def _unshared(value: Any) -> Any:

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from n2nfx.errors import CannotOperate
+from n2nfx.tracing.devices import RealDevice
 from n2nfx.tracing.foreign import foreign_calls_report
 from n2nfx.tracing.leaves import is_leaf
+from n2nfx.tracing.shapes import of_call, of_module
 from n2nfx.tracing.tape import Built, Entry, InputDevice, Op, Ref, Tape
 from n2nfx.tracing.values import is_dataclass, items, specs, tensors
 from n2nfx.tracing.witness import Witness
@@ -71,7 +73,8 @@ class Recorder(TorchFunctionMode):
 
     `wholes` are the paths of modules to keep whole, with the faults that are the reason; those
     that this run finds are added. `really` runs a module where fake tensors do not do; without it
-    nothing new is kept whole, and what cannot be traced is an error.
+    nothing new is kept whole, and what cannot be traced is an error. `device` is where the model
+    really is, and what it is told where it asks.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Recorder(TorchFunctionMode):
         model: nn.Module,
         wholes: dict[str, Fault] | None = None,
         really: Really | None = None,
+        device: RealDevice | None = None,
     ) -> None:
         super().__init__()
         self.tape = Tape()
@@ -89,7 +93,7 @@ class Recorder(TorchFunctionMode):
         self._really = really
         self._paused = False
         self._witness: Witness | None = None
-        self._device = torch.device("cpu")
+        self._device = device or RealDevice(torch.device("cpu"))
         self._autocast = False
         self._attributes = _attributes(model)
         # Tensors are known by identity; the list keeps them alive, so that no id is used twice.
@@ -105,7 +109,6 @@ class Recorder(TorchFunctionMode):
 
         Where it fails, `fault` says in which module.
         """
-        self._device = next(iter(inputs.values())).device
         self._autocast = self._autocasts()
         for name, value in inputs.items():
             self._write("placeholder", name, (), {}, value)
@@ -147,13 +150,13 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
         if self._paused:
-            return func(*args, **kwargs)
+            return self._call(func, name, args, kwargs)
         if func is torch.nn.functional.multi_head_attention_forward:
             return self._through_attention(func, args, kwargs)
         self._refuse_contexts()
-        result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
+        result = self._call(func, name, args, kwargs)
         if name == "__set__":
             attribute = getattr(getattr(func, "__self__", None), "__name__", "an attribute")
             raise CannotOperate(f"assigning to the tensor attribute .{attribute} cannot be traced")
@@ -163,6 +166,17 @@ class Recorder(TorchFunctionMode):
             result = self._own(result)
             self._write(*_call(func, name, args, kwargs, self._encode), result)
         return result
+
+    def _call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a call of torch gives, nothing written down."""
+        result = of_call(func, args, kwargs) if self._shapes_do() else None
+        return self._device.call(func, name, args, kwargs) if result is None else result
+
+    def _shapes_do(self) -> bool:
+        """Whether the shape of a result is all there is to it."""
+        return torch.is_grad_enabled() and not self._autocast
 
     def _refuse_contexts(self) -> None:
         """A graph has no contexts, so what one does to the calls inside would be lost."""
@@ -174,7 +188,7 @@ class Recorder(TorchFunctionMode):
             )
 
     def _autocasts(self) -> bool:
-        kind = self._device.type
+        kind = self._device.real.type
         return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
     def _own(self, result: Any) -> Any:
@@ -264,15 +278,16 @@ class Recorder(TorchFunctionMode):
         self, module: nn.Module, name: str, forward: Callable[..., Any], arguments: Arguments
     ) -> Any:
         """A module that is one call of the graph, as most of torch's own are."""
-        with torch._C.DisableTorchFunction():  # what a leaf does inside is not for this mode
+        with torch._C.DisableTorchFunction():
             self._refuse_contexts()
             encoded = self._encode(arguments[0]), self._encode(arguments[1])
+            result = of_module(module, *arguments) if self._shapes_do() else None
+        if result is None:
             with self._pause():
-                result = _normed(module, arguments)
-                if result is None:
-                    result = forward(*arguments[0], **arguments[1])
-                if not getattr(module, "inplace", False):
-                    result = self._own(result)
+                result = forward(*arguments[0], **arguments[1])
+        with torch._C.DisableTorchFunction():
+            if not getattr(module, "inplace", False):
+                result = self._own(result)
             self._write_call(name, encoded, result)
             self._detach_where_no_gradient(module, result)
         return result
@@ -391,7 +406,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             return self._reference(value)
         if isinstance(value, torch.device):
-            return InputDevice() if value == self._device else value
+            return InputDevice() if value == self._device.real else value
         if isinstance(value, slice):
             return slice(*(self._encode(end) for end in (value.start, value.stop, value.step)))
         return self._encode_container(value)
@@ -467,21 +482,6 @@ def _call(
     if hasattr(operator, name) and name.startswith("__"):
         return "call_function", getattr(operator, name), *encoded
     return "call_method", name, *encoded
-
-
-def _normed(module: Any, arguments: Arguments) -> Tensor | None:
-    """What a batch norm gives where no value counts: another tensor like its input.
-
-    Running it would be a third of all tracing. None where it might do anything else.
-    """
-    args, kwargs = arguments
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if type(module) not in norms or len(args) != 1 or kwargs:
-        return None
-    (value,) = args
-    module._check_input_dim(value)
-    fits = value.requires_grad and value.shape[1] == module.num_features
-    return value.clone() if fits and torch.is_grad_enabled() else None
 
 
 def _attributes(model: nn.Module) -> list[tuple[str, Tensor]]:

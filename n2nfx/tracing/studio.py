@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,10 +14,18 @@ from torch.utils import _pytree as pytree
 
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import HOOKS
+from n2nfx.tracing.devices import META, MetaInstead, RealDevice
 from n2nfx.tracing.example import Call
-from n2nfx.tracing.fake import clear_hooks, fake_copy, quiet, random_untouched, remember
+from n2nfx.tracing.fake import (
+    clear_hooks,
+    fake_copy,
+    meta_copy,
+    quiet,
+    random_untouched,
+    remember,
+)
 from n2nfx.tracing.leaves import is_leaf
-from n2nfx.tracing.recorder import Arguments, Fault, Recorder, Replaced
+from n2nfx.tracing.recorder import Arguments, Fault, Really, Recorder, Replaced
 from n2nfx.tracing.tape import Tape
 from n2nfx.tracing.unify import Run
 from n2nfx.tracing.witness import Witness
@@ -38,23 +47,61 @@ class Alone:
     witness: Witness
 
 
+class Stage:
+    """A copy of a model without data, and how it is run."""
+
+    def __init__(self, copied: nn.Module, device: RealDevice, mode: Any, where: Any) -> None:
+        self.model = copied
+        self.device = device
+        self.mode = mode  # the context that its tensors live in
+        self.where = where  # the device that its inputs are made on
+        self._put_back = remember(copied)
+
+    def record(self, call: Call, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
+        """The tape of one run; raises what the forward raises, or `Stopped` with the place."""
+        recorder = Recorder(self.model.train(run.training), wholes, really, self.device)
+        try:
+            with self.mode:
+                blanks = call.blanks(run.batch, run.grown, self.where)
+                return recorder.run(blanks, by_name=call.by_name)
+        except Replaced:
+            raise
+        except Exception as error:
+            raise Stopped(recorder.fault or Fault(error, ("",))) from error
+        finally:
+            self._put_back()
+
+
 class Studio:
     """Records a model; `wholes` are the modules that had to be kept whole, with the reasons.
 
-    To be used within `open()`.
+    First on the `meta` device, which is quick. Where that fails, if only since it is no real
+    device, all is done with fake tensors instead, which know their device. To be used within
+    `open_studio`.
     """
 
-    def __init__(self, model: nn.Module, call: Call) -> None:
+    def __init__(self, model: nn.Module, call: Call, quick: bool = True) -> None:
         self.model = model
         self.call = call
         self.wholes: dict[str, Fault] = {
             name: Fault(CannotOperate(reason), (name,)) for name, reason in _never_through(model)
         }
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._fake = fake_copy(model, self._mode)
-        self._put_back = remember(self._fake)
         self._copies: dict[str, nn.Module] = {}
         self._tapes: dict[Run, tuple[int, Tape]] = {}
+        self._quick = self._on_meta() if quick else None
+
+    def _on_meta(self) -> Stage | None:
+        try:
+            copied = meta_copy(self.model)
+        except Exception:  # whatever it is, fake tensors will tell
+            return None
+        return Stage(copied, MetaInstead(self.call.device), nullcontext(), META)
+
+    @cached_property
+    def _careful(self) -> Stage:
+        device = RealDevice(self.call.device)
+        return Stage(fake_copy(self.model, self._mode), device, self._mode, self.call.device)
 
     def record(self, run: Run, strict: bool = False) -> Tape:
         """The tape of one run, with the modules kept whole that are known by its end.
@@ -69,22 +116,21 @@ class Studio:
         return tape
 
     def _record(self, run: Run, strict: bool) -> Tape:
-        while True:
-            recorder = Recorder(
-                self._fake.train(run.training), self.wholes, None if strict else self._really
-            )
+        if self._quick is not None:
             try:
-                with self._mode:
-                    blanks = self.call.blanks(run.batch, run.grown)
-                    return recorder.run(blanks, by_name=self.call.by_name)
-            except Replaced as error:
-                if not error.owner:
+                return self._quick.record(self.call, run, self.wholes, None)
+            except (Stopped, Replaced) as error:
+                if strict:  # at another size: a failure says nothing about the device
                     raise Stopped(Fault(error, ("",))) from error
+                self._quick = None
+        while True:
+            try:
+                really = None if strict else self._really
+                return self._careful.record(self.call, run, self.wholes, really)
+            except Replaced as error:
+                if not error.owner or strict:
+                    raise Stopped(Fault(error, (error.owner,))) from error
                 self.wholes[error.owner] = Fault(error, (error.owner,))
-            except Exception as error:
-                raise Stopped(recorder.fault or Fault(error, ("",))) from error
-            finally:
-                self._put_back()
 
     def _really(self, path: str, arguments: Arguments, training: bool) -> tuple[Any, Witness]:
         """Run a module of the model on ones, where the shapes of its result depend on data."""
@@ -138,7 +184,7 @@ def _never_through(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def open_studio(model: nn.Module, call: Call) -> Iterator[Studio]:
+def open_studio(model: nn.Module, call: Call, quick: bool = True) -> Iterator[Studio]:
     """A studio in which nothing that happens reaches the model or a random generator."""
     with random_untouched(), quiet(), torch.inference_mode(False), torch.enable_grad():
-        yield Studio(model, call)
+        yield Studio(model, call, quick)

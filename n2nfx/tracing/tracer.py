@@ -54,12 +54,15 @@ def trace(model: nn.Module, example: Example) -> Network:
     return record(own, example)
 
 
-def record(model: nn.Module, example: Example) -> Network:
-    """`trace` without the copy: the network's module shares the given one's parts."""
+def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
+    """`trace` without the copy: the network's module shares the given one's parts.
+
+    The result is the same without `quick`, only later: see `Studio`.
+    """
     call = call_of(model, example)
     _refuse_taken_names(model)
     _refuse_masks_at_work(model)
-    with redirect_stdout(sys.stderr), open_studio(model, call) as studio:
+    with redirect_stdout(sys.stderr), open_studio(model, call, quick) as studio:
         try:
             graphs = _graphs(studio)
         except Stopped as stopped:

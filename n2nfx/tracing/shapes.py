@@ -1,0 +1,175 @@
+"""What the commonest calls give where no value counts: a tensor of the right shape and dtype.
+
+Most of tracing would go into the shapes of norms, activations, sums and linear layers, which are
+plain to see. Every rule here is exact, and gives None wherever it is not sure: then the call is
+made.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_ACTIVATIONS = (
+    *(nn.GELU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
+    *(nn.Mish, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.CELU, nn.SELU),
+)
+_POINTWISE = {
+    *(functional.gelu, functional.relu, functional.relu6, functional.silu, functional.hardswish),
+    *(functional.hardsigmoid, functional.sigmoid, functional.tanh, functional.mish),
+    *(torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.sqrt, torch.square, torch.neg),
+    *(Tensor.relu, Tensor.sigmoid, Tensor.tanh, Tensor.exp, Tensor.sqrt, Tensor.square, Tensor.neg),
+}
+_ARITHMETIC = {
+    *(torch.add, torch.sub, torch.mul, torch.div, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div),
+    *(Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__mul__, Tensor.__rmul__),
+    *(Tensor.__truediv__,),
+}
+
+
+def of_module(module: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a call of a module gives, or None where it has to be made."""
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        return None
+    rule = _MODULES.get(type(module))
+    if rule is None or not _gives_gradients(args[0], module.parameters(recurse=False)):
+        return None
+    return rule(module, args[0])
+
+
+def of_call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a call of a function or method of torch gives, or None where it has to be made."""
+    rule = _FUNCTIONS.get(func)
+    if rule is None or not args or not isinstance(args[0], Tensor):
+        return None
+    with torch._C.DisableTorchFunction():  # what the rules do is not for any mode
+        return rule(*args, **kwargs) if args[0].is_floating_point() else None
+
+
+def _gives_gradients(value: Tensor, others: Any) -> bool:
+    """Whether the result needs a gradient exactly where the value does."""
+    return value.requires_grad or not any(other.requires_grad for other in others)
+
+
+def _batch_norm(module: Any, value: Tensor) -> Tensor | None:
+    module._check_input_dim(value)
+    return value.clone() if value.shape[1] == module.num_features else None
+
+
+def _group_norm(module: Any, value: Tensor) -> Tensor | None:
+    fits = value.dim() > 1 and value.shape[1] == module.num_channels
+    return value.clone() if fits and _same_dtype(module.weight, value) else None
+
+
+def _layer_norm(module: Any, value: Tensor) -> Tensor | None:
+    shape = module.normalized_shape
+    fits = tuple(value.shape[-len(shape) :]) == shape
+    return value.clone() if fits and _same_dtype(module.weight, value) else None
+
+
+def _same_dtype(weight: Tensor | None, value: Tensor) -> bool:
+    return weight is None or weight.dtype == value.dtype
+
+
+def _activation(module: Any, value: Tensor) -> Tensor | None:
+    if not value.is_floating_point():
+        return None
+    return _changed(value) if getattr(module, "inplace", False) else value.clone()
+
+
+def _changed(value: Tensor) -> Tensor | None:
+    """The value itself, as changed in place; what a leaf says to that is its own."""
+    return None if value.is_leaf else value.mul_(1.0)
+
+
+def _linear_layer(module: Any, value: Tensor) -> Tensor | None:
+    return _linear(value, module.weight, module.bias)
+
+
+def _linear(input: Tensor, weight: Any = None, bias: Any = None, **more: Any) -> Tensor | None:
+    if more or not isinstance(weight, Tensor) or weight.dim() != 2 or input.dim() < 1:
+        return None
+    out, into = weight.shape
+    fits = input.shape[-1] == into > 0 and (bias is None or bias.shape == (out,))
+    if not (fits and _follow(input, weight, bias)):
+        return None
+    return input[..., :1].expand(*input.shape[:-1], out).clone()
+
+
+def _pointwise(input: Tensor, *more: Any, **named: Any) -> Tensor | None:
+    if more or "out" in named:
+        return None
+    return _changed(input) if named.get("inplace") else input.clone()
+
+
+def _arithmetic(input: Tensor, other: Any = None, **more: Any) -> Tensor | None:
+    if more:
+        return None
+    if type(other) in (int, float):
+        return input.clone()
+    if not isinstance(other, Tensor) or other.shape != input.shape or other.dtype != input.dtype:
+        return None
+    return (input if input.requires_grad else other).clone()
+
+
+def _normalized(
+    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor | None:
+    fits = tuple(input.shape[-len(normalized_shape) :]) == tuple(normalized_shape)
+    return input.clone() if fits and _follow(input, weight, bias) else None
+
+
+def _normalized_over_batch(
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *more: Any,
+    **named: Any,
+) -> Tensor | None:
+    parts = [part for part in (running_mean, running_var, weight, bias) if part is not None]
+    fits = input.dim() > 1 and all(part.shape == (input.shape[1],) for part in parts)
+    several = fits and input.numel() > input.shape[1]  # of one value there is no variance
+    return input.clone() if several and _gives_gradients(input, parts) else None
+
+
+def _follow(value: Tensor, *parts: Tensor | None) -> bool:
+    """Whether the result has the value's dtype, and needs a gradient where the value does."""
+    given = [part for part in parts if part is not None]
+    return all(part.dtype == value.dtype for part in given) and _gives_gradients(value, given)
+
+
+def _attention(
+    query: Tensor,
+    key: Any = None,
+    value: Any = None,
+    attn_mask: Any = None,
+    *more: Any,
+    **named: Any,
+) -> Tensor | None:
+    if attn_mask is not None or not (isinstance(key, Tensor) and isinstance(value, Tensor)):
+        return None
+    same = query.shape[:-2] == key.shape[:-2] and key.shape == value.shape
+    fits = same and query.dim() > 2 and query.shape[-1] == key.shape[-1]
+    return query.clone() if fits and _follow(query, key, value) else None
+
+
+_MODULES: dict[type, Callable[[Any, Tensor], Tensor | None]] = {
+    **dict.fromkeys(_BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(_ACTIVATIONS, _activation),
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Linear: _linear_layer,
+}
+_FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
+    **dict.fromkeys(_POINTWISE, _pointwise),
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+    functional.linear: _linear,
+    functional.layer_norm: _normalized,
+    functional.batch_norm: _normalized_over_batch,
+    functional.scaled_dot_product_attention: _attention,
+}
