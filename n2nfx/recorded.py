@@ -23,7 +23,8 @@ from n2nfx.network import INPUT, Layer, Network, Skip
 from n2nfx.plan import Counts, Plan, count
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-_MOST = 2**40  # no weight, input or number of uses comes near it
+_MOST = 2**40  # no weight or number of uses comes near it
+_MOST_INPUT = 2**30  # nor an input near this; one is made where the model is built again
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,32 +107,40 @@ def _impossible(plan: Plan) -> Iterator[str]:
         if not 0 <= item.uses <= _MOST:
             yield f"{what} uses each weight {item.uses} times"
     for spec in plan.inputs:
-        if not _sizes(spec.shape):
+        if not _sizes(spec.shape, _MOST_INPUT):
             yield f"input {spec.name!r} has the shape {list(spec.shape)}"
+    if not _sizes(plan.origin.input_shape or (), _MOST_INPUT):
+        yield f"origin: input_shape is {plan.origin.input_shape}"
     yield from _impossible_steps(plan)
+    yield from _impossible_skips(plan)
 
 
 def _kind(item: Layer | Skip) -> str:
     return "layer" if isinstance(item, Layer) else "skip"
 
 
-def _sizes(shape: tuple[int, ...]) -> bool:
-    """Whether these are sizes of a tensor of any use."""
-    return all(0 <= size <= _MOST for size in shape) and prod(map(float, shape)) <= _MOST
+def _sizes(shape: tuple[int, ...], most: int = _MOST) -> bool:
+    """Whether these are sizes of a tensor that somebody can have."""
+    return all(0 <= size <= most for size in shape) and prod(map(float, shape)) <= most
 
 
 def _impossible_steps(plan: Plan) -> Iterator[str]:
-    """A promise that was not kept, and a skip that cannot be where it is said to be."""
-    names = [INPUT, *(layer.name for layer in plan.layers)]
+    """A count that is none, or a promise that was not kept."""
     for number, step in enumerate(plan.steps, 1):
         before, after = step.nnz
-        what = f"step {number} ({step.spec})"
         if min(*step.nnz, *step.nodes) < 0 or ("nnz" in step.keeps and before != after):
-            yield f"{what} has {before} weights before and {after} after"
+            yield f"step {number} ({step.spec}) has {before} weights before and {after} after"
+
+
+def _impossible_skips(plan: Plan) -> Iterator[str]:
+    """A skip that leads nowhere, or backwards, or keeps more than it has."""
+    places = {name: at for at, name in enumerate([INPUT, *(layer.name for layer in plan.layers)])}
     for skip in _skips(plan):
         for name in (skip.source, skip.target):
-            if name not in names:
-                yield f"skip {skip.name!r}: there is no layer {name!r}{did_you_mean(name, names)}"
+            if name not in places:
+                yield f"skip {skip.name!r}: there is no layer {name!r}{did_you_mean(name, places)}"
+        if places[skip.source] >= places[skip.target] or skip.hop < 1:
+            yield f"skip {skip.name!r} bypasses nothing: {skip.source!r} to {skip.target!r}"
         if not 0 <= skip.nnz <= skip.size:
             yield f"skip {skip.name!r} keeps {skip.nnz} of {skip.size} weights"
 
