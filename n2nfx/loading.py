@@ -54,15 +54,20 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
             raise DamagedFile(f"{path}: {_difference(network, plan)}")
         for step in plan.steps:
             network = _replay(network, step)
+        network.module.graph.lint()
+        network.module.recompile()
     except DamagedFile:
         raise
-    except N2nfxError as error:
-        raise DamagedFile(f"{path}: cannot be built again here: {error} ({_made(plan)})") from error
+    except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
+        told = str(error) if isinstance(error, N2nfxError) else _one_line(error)
+        raise DamagedFile(f"{path}: cannot be built again here: {told} ({_made(plan)})") from error
     if network.layers != plan.layers:
         raise DamagedFile(f"{path}: {_difference(network, plan)}")
-    network.module.graph.lint()
-    network.module.recompile()
     return network
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
