@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -352,18 +351,6 @@ def test_renames_do_it_only_where_there_is_no_exchange(
         put(folder, 1, force=True)
     assert snapshot(folder) == box(0 if denied else 1)
     assert os.listdir(folder.parent) == ["out"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_really_full_disk_keeps_the_old_directory(small_disk: Path) -> None:
