@@ -17,6 +17,7 @@ _COMMANDS = {
     "verify": "Check that an artifact is whole and says the truth of itself.",
     "models": "List the models that can be named.",
     "passes": "List the passes and their arguments.",
+    "doctor": "Examine whether n2nfx can work here, and name what would help.",
 }
 
 
