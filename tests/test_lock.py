@@ -1,7 +1,6 @@
 """One holder at a time, among threads and processes; a killed one keeps nobody out."""
 
 import errno
-import fcntl
 import os
 import platform
 import signal
@@ -13,6 +12,8 @@ from unittest.mock import Mock
 import pytest
 
 from n2nfx import lock
+
+fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
 
 HOLD = """
 import sys

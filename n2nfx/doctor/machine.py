@@ -73,7 +73,7 @@ def _gpus(tried: Tried) -> Iterator[Finding]:
 def _compiler() -> Finding:
     use = "torch.compile needs one, and so will the sparse engine"
     own = os.environ.get("CXX")
-    for name in (own,) if own else _COMPILERS:
+    for name in own.split()[:1] if own else _COMPILERS:  # it may have options behind it
         if path := shutil.which(name):
             return Finding("tools", "C++ compiler", "ok", f"{path}{_version(path)}")
     told = f"CXX is {own!r}, which is no command; {use}" if own else use
