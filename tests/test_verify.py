@@ -144,7 +144,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def put(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(exist_ok=True)
     for name, data in files.items():
-        rewrite(folder / name, data)
+        rewrite(folder / name, bytes(data))
     return folder
 
 
@@ -261,7 +261,7 @@ def test_a_flipped_bit_anywhere_is_noticed(
         name = draw.choice(FILES)
         data = bytearray(whole[name])
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        rewrite(folder / name, data)
+        rewrite(folder / name, bytes(data))
         told = reader(folder)
         assert told is not None
         assert any(str(folder / file) in told for file in (name, artifact.PLAN, artifact.WEIGHTS))
@@ -410,6 +410,53 @@ def test_bits_flipped_under_right_hashes_give_an_artifact_or_a_message(
         assert told is None or rebuilt is not None
         read += told is None
     assert 20 < read < 480
+
+
+STRIDED = """
+from torch import nn
+
+def build():
+    def conv(into, out, stride):
+        return nn.Conv2d(into, out, 3, stride, 1), nn.BatchNorm2d(out), nn.ReLU()
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*conv(3, 4, 1), *conv(4, 6, 2), *conv(6, 6, 1), *pooled, nn.Linear(6, 5))
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("stride", [1, 1], "the network cannot run; after skips.0__6"),
+        ("stride", [8, 8], r"skip 'skips.0__6' gives \[1, 1\] places, not \[4, 4\]"),
+        ("stride", [4, 4], "the network cannot run"),
+        ("padding", [0, 0], "the network cannot run"),
+        ("padding", [9, 9], "the network cannot run"),
+        ("stride", [0, 0], "cannot run|cannot be built again"),
+        ("stride", [2, 2, 2], "cannot run|cannot be built again"),
+        ("padding", [-1, -1], "cannot run|cannot be built again"),
+    ],
+)
+def test_a_branch_of_another_stride_or_padding_is_refused(
+    key: str, value: list[int], told: str, tmp_path: Path
+) -> None:
+    """The graph's text has neither, and a map of one place adds to any other."""
+    net = tmp_path / "net.py"
+    net.write_text(STRIDED)
+    n2nfx.transform(
+        f"{net}:build", density=0.5, skip_ratio=0.3, hops=(2,), input_shape=(3, 8, 8)
+    ).save(tmp_path / "whole")
+    files = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
+    assert by_verifying(tmp_path / "whole", "--model", f"{net}:build") is None
+
+    def change(plan: dict[str, Any]) -> None:
+        (skip,) = [skip for skip in plan["steps"][-1]["skips"] if skip["name"] == "skips.0__6"]
+        assert (skip["stride"], skip["padding"], skip["places"]) == ([2, 2], [1, 1], [4, 4])
+        skip[key] = value
+
+    folder = put(tmp_path / "out", planned(files, change))
+    line = str(by_verifying(folder, "--model", f"{net}:build"))
+    assert str(folder) in line
+    assert re.search(told, line), line
 
 
 ODD = st.one_of(

@@ -25,8 +25,9 @@ def verify(directory: Path, rebuild: bool, model: str | None, as_json: bool) -> 
     """Check the artifact in DIRECTORY: its files, hashes, plan, masks, counts and sums.
 
     Nothing of it is executed or unpickled. With --rebuild its model is built again by the
-    recorded name, and its layers, graph and every tensor's shape must be those recorded; a model
-    from a file of your own must be handed in by --model, for an artifact never has us run a file.
+    recorded name and run once; its layers, graph, tensors' shapes and branches must be those
+    recorded. A model from a file of your own must be handed in by --model, for an artifact never
+    has us run a file.
     """
     from n2nfx import recorded
 
@@ -45,6 +46,7 @@ def _rebuild(directory: Path, found: "Recorded", model: str | None) -> None:
     from n2nfx.errors import DamagedFile, UsageError
     from n2nfx.loading import load
     from n2nfx.plan import count
+    from n2nfx.rehearsal import misfits
 
     origin = found.plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
@@ -56,6 +58,8 @@ def _rebuild(directory: Path, found: "Recorded", model: str | None) -> None:
         raise DamagedFile(
             f"{directory / artifact.PLAN}: counts: the model built here has {count(network)}"
         )
+    for fault in misfits(network):
+        raise DamagedFile(f"{directory / artifact.PLAN}: {fault}; restore it or write it again")
 
 
 def _as_data(directory: Path, found: "Recorded", rebuilt: bool) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def _notes(found: "Recorded") -> Iterator[str]:
 def _text(data: dict[str, Any]) -> str:
     """What was checked and what it says, a line each."""
     counts = data["counts"]
-    model = "built again: layers, graph, tensors and counts are those recorded"
+    model = "built again and run: layers, graph, tensors, branches and counts are as recorded"
     lines = {
         "files": f"{', '.join(data['files'])}: {sum(data['files'].values()):,} bytes, no other",
         "hashes": "SHA-256 of both files as in MANIFEST.sha256",
