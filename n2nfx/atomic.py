@@ -3,21 +3,24 @@
 The files are written beside it under a hidden name, made durable, and moved in by a rename;
 where an older directory stands, the two change names in one step, and what is foreign is given
 back untouched. (Where the system cannot exchange two directories in one step, being killed
-between two renames leaves the old one whole under a hidden name.) A writer that was killed leaves
-a hidden `.NAME.partial-*`, which is never read; none is cleaned away here, because it may be the
-work of another writer that is still alive.
+between two renames leaves the old one whole under a hidden name.) Writers of one directory keep
+each other out by a lock, so what a killed one left beside it, a hidden `.NAME.partial-*` which is
+never read, is nobody's work any more, and the next one takes it away.
 """
 
 import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from n2nfx import lock
 from n2nfx.errors import CannotOperate, UsageError
 
 
@@ -52,9 +55,9 @@ def require_free(directory: Path, kind: Kind, force: bool) -> None:
 def put(directory: Path, contents: Mapping[str, bytes], kind: Kind, *, force: bool = False) -> None:
     """Make a directory of exactly these files, so that it is at every moment the old or the new.
 
-    Missing parents are made, and a link is followed. Raises UsageError (`require_free`, or the
-    directory came to be meanwhile) and CannotOperate (a full disk, no permission); after either,
-    everything is as it was.
+    Missing parents are made, and a link is followed. Raises UsageError (`require_free`, another
+    writer is at work on the directory, or it came to be meanwhile) and CannotOperate (a full disk,
+    no permission); after either, everything is as it was.
     """
     require_free(directory, kind, force)
     target = Path(os.path.realpath(directory))
@@ -84,20 +87,50 @@ def _what_is_foreign(directory: Path, kind: Kind) -> str:
 def _put(target: Path, contents: Mapping[str, bytes], kind: Kind, force: bool) -> None:
     """Write the files beside the target and move them in; undo everything on any failure."""
     missing = [folder for folder in target.parents if not os.path.lexists(folder)]
-    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+    partial = _beside(target, secrets.token_hex(8))
     try:
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
             _sync_folder(folder.parent)
-        _write_files(partial, contents)
-        _move_in(partial, target, kind, force)
+        with _alone_at(target, kind):
+            try:
+                _write_files(partial, contents)
+                _move_in(partial, target, kind, force)
+            finally:
+                _discard(partial, kind)  # after an exchange this is what was replaced
     except BaseException:
-        _discard(partial, kind)
         for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-    _discard(partial, kind)  # after an exchange this is the directory that was replaced
+
+
+@contextmanager
+def _alone_at(target: Path, kind: Kind) -> Iterator[None]:
+    """Be the only writer of the target, with nothing left of those that were killed."""
+    try:
+        with lock.held(_beside(target, "lock")) as alone:
+            if alone:
+                _discard_left_over(target, kind)
+            yield
+    except lock.Held as error:
+        who = f" ({error.holder})" if error.holder else ""
+        raise UsageError(
+            f"{target}: another writer is at work on it{who}; wait for it, or name another "
+            "directory"
+        ) from error
+
+
+def _discard_left_over(target: Path, kind: Kind) -> None:
+    """Not what stands `.aside`: that may be the only whole one."""
+    partial = re.compile(re.escape(_beside(target, "").name) + "[0-9a-f]{16}")
+    for name in filter(partial.fullmatch, os.listdir(target.parent)):
+        _discard(target.with_name(name), kind)
+
+
+def _beside(target: Path, what: str) -> Path:
+    """A hidden sibling of the target's: the lock, or a directory that is being written."""
+    return target.with_name(f".{target.name}.partial-{what}")
 
 
 def _write_files(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -3,13 +3,11 @@
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from n2nfx import artifact
+from n2nfx import artifact, recorded
 from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError
 from n2nfx.masks import Masks
@@ -30,8 +28,8 @@ def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -
     must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model.
     """
     path = Path(directory)
-    found = artifact.read(path)
-    plan = _parse(path, found.plan)
+    found = recorded.read(path)
+    plan = found.plan
     network = _rebuild(path, plan, model)
     if graph_sha256(network) != plan.graph_sha256:
         raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
@@ -39,16 +37,6 @@ def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -
     network = replace(network, masks=_masks(path, network, plan, found.masks), history=plan.steps)
     bind(network)
     return as_it_acts(network)
-
-
-def _parse(path: Path, plan: dict[str, Any]) -> Plan:
-    own = {key: value for key, value in plan.items() if key not in artifact.RESERVED}
-    try:
-        return Plan.model_validate(own)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DamagedFile(f"{path / artifact.PLAN}: {where}: {first['msg']}") from error
 
 
 def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
@@ -66,15 +54,20 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
             raise DamagedFile(f"{path}: {_difference(network, plan)}")
         for step in plan.steps:
             network = _replay(network, step)
+        network.module.graph.lint()
+        network.module.recompile()
     except DamagedFile:
         raise
-    except N2nfxError as error:
-        raise DamagedFile(f"{path}: cannot be built again here: {error} ({_made(plan)})") from error
+    except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
+        told = str(error) if isinstance(error, N2nfxError) else _one_line(error)
+        raise DamagedFile(f"{path}: cannot be built again here: {told} ({_made(plan)})") from error
     if network.layers != plan.layers:
         raise DamagedFile(f"{path}: {_difference(network, plan)}")
-    network.module.graph.lint()
-    network.module.recompile()
     return network
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
@@ -134,7 +127,7 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
             own[name].copy_(tensor)
 
 
-def _masks(path: Path, network: Network, plan: Plan, found: dict[str, Tensor]) -> Masks:
+def _masks(path: Path, network: Network, plan: Plan, found: Masks) -> Masks:
     """The masks in the ledger's order, each of its weight's shape, with the counts of the plan."""
     sizes = {row.weight: row.size for row in network.ledger() if row.size}
     masks = Masks({name: found[name] for name in sizes if name in found})

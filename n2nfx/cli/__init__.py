@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
+from n2nfx.cli.text import printable
 from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
 
 _COMMANDS = {
     "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
+    "verify": "Check that an artifact is whole and says the truth of itself.",
     "models": "List the models that can be named.",
     "passes": "List the passes and their arguments.",
+    "doctor": "Examine whether n2nfx can work here, and name what would help.",
 }
 
 
@@ -45,10 +48,11 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except N2nfxError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except (OSError, MemoryError) as error:
-            click.echo(f"error: the system refused: {error or type(error).__name__}", err=True)
+            told = printable(str(error)) or type(error).__name__
+            click.echo(f"error: the system refused: {told}", err=True)
             ctx.exit(CannotOperate.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)

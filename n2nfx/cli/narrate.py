@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from n2nfx.cli.text import printable
+
 
 class _Lines(logging.Handler):
     """Prints each message as one line, never wrapped, so that logs and pipes can read it."""
@@ -16,7 +18,11 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.print(
-            record.getMessage(), style="dim", markup=False, highlight=False, soft_wrap=True
+            printable(record.getMessage()),
+            style="dim",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
 
 
