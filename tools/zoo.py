@@ -186,7 +186,7 @@ def _line(row: Mapping[str, Any]) -> str:
         row.get("layers", ""),
         f"{row['weights']:,}" if "weights" in row else "",
         row.get("graphs", ""),
-        {True: "yes", False: "no"}.get(row.get("any_size"), ""),
+        "" if "any_size" not in row else "yes" if row["any_size"] else "no",
         row.get("compared", ""),
         row.get("eval", ""),
         row.get("train", ""),

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -64,15 +65,26 @@ def check(name: str, most: float = 2e10, gradients: bool = True) -> Row:
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.backends.mha.set_fastpath_enabled(False)  # it differs from attention by 2e-6 itself
         try:
-            _check(row, most, gradients)
+            with _no_fast_path():
+                _check(row, most, gradients)
             del row["stage"]
         except Exception as error:
             told = str(error).strip().splitlines()
             row.update(status="failed", reason=f"{type(error).__name__}: {told[0] if told else ''}")
             row["where"] = _last_line(error)
     return row
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Attention's native fast path differs from attention itself by 2e-6."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def warm_up() -> None:
@@ -94,6 +106,10 @@ def _check(row: Row, most: float, gradients: bool) -> None:
     row["stage"] = "trace"
     network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), built.example))
     _describe(row, network)
+    row["stage"] = "careful"
+    careful = record(copy.deepcopy(original), built.example, quick=False)
+    if (careful.text(), careful.layers) != (network.text(), network.layers):
+        raise Fails("fake tensors and tensors without data give different graphs")
     row["stage"] = "reach"
     row["hidden"], row["unused"] = _unreached(original, network)
     if row["hidden"]:

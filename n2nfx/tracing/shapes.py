@@ -110,9 +110,14 @@ def _arithmetic(input: Tensor, other: Any = None, **more: Any) -> Tensor | None:
         return None
     if type(other) in (int, float):
         return input.clone()
-    if not isinstance(other, Tensor) or other.shape != input.shape or other.dtype != input.dtype:
+    if not isinstance(other, Tensor) or other.dtype != input.dtype:
         return None
-    return (input if input.requires_grad else other).clone()
+    larger, smaller = (input, other) if input.dim() >= other.dim() else (other, input)
+    sizes = zip(reversed(larger.shape), reversed(smaller.shape), strict=False)
+    if any(small not in (1, large) for large, small in sizes):
+        return None
+    fits = larger.requires_grad or not smaller.requires_grad
+    return (larger if fits else smaller.expand(larger.shape)).clone()
 
 
 def _normalized(
