@@ -12,7 +12,7 @@ follows `training`.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from torch import fx, nn
@@ -121,6 +121,7 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
 
 
 def _by_mode(evaluation: Callable[..., Any], training: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(evaluation)  # its signature is the module's
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return (training if self.training else evaluation)(self, *args, **kwargs)
 

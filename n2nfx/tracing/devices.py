@@ -6,7 +6,7 @@ notice: it asks for a device to make tensors on, or branches on its kind.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._device import _device_constructors
@@ -25,6 +25,7 @@ class RealDevice:
     """Calls torch as on the device where the tensors are, which is the real one."""
 
     real: torch.device
+    quick: ClassVar[bool] = False  # whether the shape of a result is all that is asked for
 
     def call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -36,6 +37,8 @@ class RealDevice:
 @dataclass(frozen=True)
 class MetaInstead(RealDevice):
     """Calls torch on the `meta` device, and answers as if it were the real one."""
+
+    quick = True
 
     def call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]

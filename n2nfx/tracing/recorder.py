@@ -176,7 +176,7 @@ class Recorder(TorchFunctionMode):
 
     def _shapes_do(self) -> bool:
         """Whether the shape of a result is all there is to it."""
-        return torch.is_grad_enabled() and not self._autocast
+        return self._device.quick and torch.is_grad_enabled() and not self._autocast
 
     def _refuse_contexts(self) -> None:
         """A graph has no contexts, so what one does to the calls inside would be lost."""

@@ -1,8 +1,9 @@
 """What the commonest calls give where no value counts: a tensor of the right shape and dtype.
 
 Most of tracing would go into the shapes of norms, activations, sums and linear layers, which are
-plain to see. Every rule here is exact, and gives None wherever it is not sure: then the call is
-made.
+plain to see. Every rule here is exact in shape and dtype, and gives None wherever it is not sure:
+then the call is made. Strides can differ from the real ones; where a `view` fails because of that,
+tracing is done again without these rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,18 +57,24 @@ def _gives_gradients(value: Tensor, others: Any) -> bool:
 
 def _batch_norm(module: Any, value: Tensor) -> Tensor | None:
     module._check_input_dim(value)
-    return value.clone() if value.shape[1] == module.num_features else None
+    fits = value.shape[1] == module.num_features and value.is_contiguous()
+    return value.clone() if fits else None
 
 
 def _group_norm(module: Any, value: Tensor) -> Tensor | None:
-    fits = value.dim() > 1 and value.shape[1] == module.num_channels
+    fits = value.dim() > 1 and value.shape[1] == module.num_channels and value.is_contiguous()
     return value.clone() if fits and _same_dtype(module.weight, value) else None
 
 
 def _layer_norm(module: Any, value: Tensor) -> Tensor | None:
     shape = module.normalized_shape
     fits = tuple(value.shape[-len(shape) :]) == shape
-    return value.clone() if fits and _same_dtype(module.weight, value) else None
+    return _contiguous(value) if fits and _same_dtype(module.weight, value) else None
+
+
+def _contiguous(value: Tensor) -> Tensor:
+    """A new tensor like it, as linear layers and layer norms make theirs."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _same_dtype(weight: Tensor | None, value: Tensor) -> bool:
@@ -96,7 +103,7 @@ def _linear(input: Tensor, weight: Any = None, bias: Any = None, **more: Any) ->
     fits = input.shape[-1] == into > 0 and (bias is None or bias.shape == (out,))
     if not (fits and _follow(input, weight, bias)):
         return None
-    return input[..., :1].expand(*input.shape[:-1], out).clone()
+    return _contiguous(input[..., :1].expand(*input.shape[:-1], out))
 
 
 def _pointwise(input: Tensor, *more: Any, **named: Any) -> Tensor | None:
@@ -124,7 +131,7 @@ def _normalized(
     input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor | None:
     fits = tuple(input.shape[-len(normalized_shape) :]) == tuple(normalized_shape)
-    return input.clone() if fits and _follow(input, weight, bias) else None
+    return _contiguous(input) if fits and _follow(input, weight, bias) else None
 
 
 def _normalized_over_batch(
@@ -139,6 +146,7 @@ def _normalized_over_batch(
     parts = [part for part in (running_mean, running_var, weight, bias) if part is not None]
     fits = input.dim() > 1 and all(part.shape == (input.shape[1],) for part in parts)
     several = fits and input.numel() > input.shape[1]  # of one value there is no variance
+    several = several and input.is_contiguous()
     return input.clone() if several and _gives_gradients(input, parts) else None
 
 
