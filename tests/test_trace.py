@@ -1123,6 +1123,55 @@ def test_a_sequence_may_be_of_any_length_where_the_model_takes_any() -> None:
     assert_same(words, module, torch.randint(9, (BATCH, 7)))
 
 
+# Tensors without data, and fake ones.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torchvision:resnet18", "torchvision:densenet121", "torchvision:efficientnet_b0"),
+        *("torchvision:swin_t", "torchvision:vit_b_32", "torchvision:googlenet"),
+        *("timm:convnext_atto", "timm:levit_128s", "timm:ghostnet_050", "timm:mixer_s32_224"),
+        *("timm:efficientnet_cc_b0_4e", "timm:test_nfnet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_both_ways_of_tracing_give_the_same_network(name: str) -> None:
+    model, x = from_zoo(name), torch.zeros(1, 3, 224, 224)
+    quick, careful = (record(copy.deepcopy(model), x, quick=quick) for quick in (True, False))
+    assert quick.text() == careful.text()
+    assert quick.layers == careful.layers
+
+
+def test_model_code_is_told_the_device_that_the_model_is_on() -> None:
+    seen: list[Any] = []
+
+    def body(model: Any, x: Tensor) -> Tensor:
+        made = [x, model.layer.weight, torch.zeros(4), torch.arange(4, device=x.device)]
+        made += [x.new_ones(4), torch.ones_like(x), x.to("cpu"), x.to(torch.device("cpu"))]
+        made += [torch.tensor([1.0]), torch.zeros(4, device="cpu"), model.layer(x).relu()]
+        seen.extend((m.device, m.is_meta, m.is_cpu, m.is_cuda) for m in made)
+        return model.layer(x) + made[2] + made[3] + made[7] * made[8] + made[9]
+
+    assert_traced_alike(Model(body, layer=nn.Linear(4, 4)), (4,))
+    assert set(seen) == {(torch.device("cpu"), False, True, False)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: m.layer(x).cpu() * 2,
+        lambda m, x: m.layer(x) * int(torch.tensor(3.0)),
+        lambda m, x: m.layer(x) if bool(torch.ones(2).all()) else x,
+        lambda m, x: m.layer(x.T.contiguous().T).T.reshape(6, -1).T,
+        lambda m, x: m.layer(x).T.view(3, 2, -1).sum((0, 1))[:, None] + x,
+    ],
+    ids=["cpu", "a number", "a constant", "strides", "a view of strides"],
+)
+def test_where_tensors_without_data_do_not_do_fake_ones_do(body: Forward) -> None:
+    assert_traced_alike(Model(body, layer=nn.Linear(6, 6)), (6,))
+
+
 # Other kinds of models.
 
 
