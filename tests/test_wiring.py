@@ -50,7 +50,13 @@ def test_a_chain_of_n_layers_has_n_minus_hop_plus_one_pairs(hop: int) -> None:
 def test_a_hop_is_the_longest_path_so_identities_make_no_shortcuts() -> None:
     resnet = n2nfx.trace(build("torchvision:resnet18").module, torch.zeros(1, 3, 64, 64))
     sites = Sites(resnet.module, resnet.layers)
-    hops = {(a.name, b.name): hop for a, b, hop in sites.pairs(range(1, 19))}
+    names = [site.name for site in sites.sites]
+    hops = {
+        (names[source], names[target]): hop
+        for source in sites.sources()
+        for hop, targets in sites.within(source, 18).items()
+        for target in targets
+    }
     assert hops["conv1", "layer1.0.conv1"] == 1
     assert hops["conv1", "layer1.1.conv1"] == 3  # not 1, over the identity of layer1.0
     assert hops["input", "fc"] == 18
