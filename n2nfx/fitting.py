@@ -67,19 +67,18 @@ def _unfit_folds(reads: Layout, writes: Layout) -> Misfit | None:
     """Why the batch's dimension is not the same at both ends, or None."""
     source, target = reads.fold.size, writes.fold.size
     if source != target:
-        return Misfit(
-            f"the batch is folded {_times(source)} at the source, {_times(target)} at the target"
-        )
+        both = f"{_folded(source)} at the source and {_folded(target)} at the target"
+        return Misfit(f"the batch is {both}")
     if reads.fold != writes.fold:
-        return Misfit(f"the batch is folded {_times(source)} at both ends, in different orders")
+        return Misfit(f"the batch is {_folded(source)} at both ends, in different orders")
     if source > 1 and reads.places != writes.places:
         sizes = f"{size_of(reads.places)} places inside do not become {size_of(writes.places)}"
-        return Misfit(f"the batch is folded {_times(source)}, and {sizes}")
+        return Misfit(f"the batch is {_folded(source)}, and {sizes}")
     return None
 
 
-def _times(fold: int) -> str:
-    return f"{fold} times" if fold > 1 else "not at all"
+def _folded(times: int) -> str:
+    return f"folded {times} times" if times > 1 else "not folded"
 
 
 def _meet(reads: Layout, writes: Layout, grids: Grids) -> _Meeting | Misfit:

@@ -8,6 +8,7 @@ sequence comes first (N, B, C).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 from typing import Any, NamedTuple
 
@@ -137,31 +138,34 @@ class Layouts:
             return {lengths: fold for read in reads for lengths, fold in self._folds[read].items()}
         folds: dict[_Lengths, Fold | None] = {}
         for dimension in _differing(*spec):
-            lengths = _lengths(spec, dimension)
             if (self._factor(spec, dimension) or 1) > 1:
-                found = (self._fold_from(read, lengths) for read in reads)
-                folds[lengths] = next((fold for fold in found if fold is not None), None)
+                found = (self._fold_from(read, spec, dimension) for read in reads)
+                fold = next((fold for fold in found if fold is not None), None)
+                folds[_lengths(spec, dimension)] = fold
         return {lengths: fold for lengths, fold in folds.items() if fold is not None}
 
-    def _fold_from(self, read: fx.Node, lengths: _Lengths) -> Fold | None:
-        """How a dimension of a value made from this one is folded: as here, or by merging."""
+    def _fold_from(self, read: fx.Node, made: tuple[Spec, Spec], dimension: int) -> Fold | None:
+        """How a dimension of a value made from `read` is folded: as there, or by a reshape.
+
+        A reshape keeps the order of the elements: as many steps of the new dimension lead to the
+        next example as the elements of one example's part are more than those of one step.
+        """
+        lengths = _lengths(made, dimension)
         if lengths in self._folds[read]:
             return self._folds[read][lengths]
         spec = _pair(read)
-        held = _differing(*spec) if spec and len(spec[0].shape) == len(spec[1].shape) else []
-        if spec is None or len(held) != 1:
+        if spec is None or [prod(one.shape) for one in spec] != [prod(one.shape) for one in made]:
             return None
-        factor = self._factor(spec, held[0])
-        before = self._folds[read].get(_lengths(spec, held[0])) if factor != 1 else _UNFOLDED
-        if before is None:
+        held = _differing(*spec)
+        if len(held) != 1 or not prod(made[1].shape):
             return None
-        shape = spec[1].shape
-        for start in range(held[0] + 1):
-            for end in range(held[0] + 1, len(shape) + 1):
-                if (prod(spec[0].shape[start:end]), prod(shape[start:end])) == lengths:
-                    outside, inside = prod(shape[start : held[0]]), prod(shape[held[0] + 1 : end])
-                    return Fold(outside * before.outside, before.inside * inside)
-        return None
+        batches = _lengths(spec, held[0])
+        before = _UNFOLDED if batches == self._batches else self._folds[read].get(batches)
+        inside = Fraction(prod(spec[1].shape[held[0] + 1 :]), prod(made[1].shape[dimension + 1 :]))
+        outside = lengths[1] / (batches[1] * inside)
+        if before is None or inside.denominator != 1 or outside.denominator != 1:
+            return None
+        return Fold(int(outside) * before.outside, before.inside * int(inside))
 
 
 def _pair(node: fx.Node) -> tuple[Spec, Spec] | None:

@@ -98,7 +98,8 @@ def find_branches(network: Network, options: Options) -> Branches:
         names.add(taken[ends].name)
         skips.append(taken[ends])
     placed, misplaced = _place(skips, sites, options.placement)
-    return Branches(tuple(placed), (*refused, *misplaced))
+    told = dict.fromkeys((*refused, *misplaced))  # a layer called twice would be told of twice
+    return Branches(tuple(placed), tuple(told))
 
 
 def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:
