@@ -87,14 +87,26 @@ def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
 
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of all output tensors for one example, from a run without data."""
-    module = network.module
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    without_data = {name: tensor.to("meta") for name, tensor in tensors}
-    inputs = blank_inputs(network.inputs, 1, torch.device("meta"))
-    with _dry(module), torch.no_grad():
-        result = torch.func.functional_call(module, without_data, inputs)
+    module, nowhere = network.module, torch.device("meta")
+    inputs = blank_inputs(network.inputs, 1, nowhere)
+    with _dry(module), torch.no_grad(), nowhere:  # what the graph makes itself has no data either
+        result = torch.func.functional_call(
+            module, _without_data(module), inputs, tie_weights=False
+        )
     leaves = pytree.tree_leaves(result)
     return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _without_data(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of every module once: one with two names would not get its own back after."""
+    return {
+        f"{path}.{name}".removeprefix("."): tensor.to("meta")
+        for path, part in module.named_modules()
+        for name, tensor in (
+            *part.named_parameters(recurse=False, remove_duplicate=False),
+            *part.named_buffers(recurse=False, remove_duplicate=False),
+        )
+    }
 
 
 @contextmanager

@@ -361,6 +361,25 @@ def test_a_branch_has_its_targets_kind_of_numbers() -> None:
     outcome.network.module(torch.randn(3, 4))
 
 
+def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(4, 4) for _ in range(3))
+            self.again = nn.Sequential(self.one)
+            self.three.weight = self.two.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.relu(self.two(functional.relu(self.again(x) + torch.ones(4))))
+            return self.three(functional.relu(x))
+
+    network = n2nfx.trace(Shared(), torch.zeros(1, 4))
+    result = Pipeline([RandomPruning(0.5), N2NSkip(0.2, (1,))])(network).network
+    assert [skip.target for skip in result.skips] == ["one"]
+    assert dict(result.module.named_parameters()).keys() >= {"one.weight", "two.weight"}
+    assert result.module(torch.randn(3, 4)).shape == (3, 4)
+
+
 # Real models, made small
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
