@@ -361,7 +361,10 @@ def test_a_branch_has_its_targets_kind_of_numbers() -> None:
     outcome.network.module(torch.randn(3, 4))
 
 
-def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips() -> None:
+@pytest.mark.parametrize("makes_tensors", [False, True])
+def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips(
+    makes_tensors: bool,
+) -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -370,8 +373,8 @@ def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips() -> N
             self.three.weight = self.two.weight
 
         def forward(self, x: Tensor) -> Tensor:
-            x = functional.relu(self.two(functional.relu(self.again(x) + torch.ones(4))))
-            return self.three(functional.relu(x))
+            x = self.again(x + torch.ones(4) if makes_tensors else x)
+            return self.three(functional.relu(self.two(functional.relu(x))))
 
     network = n2nfx.trace(Shared(), torch.zeros(1, 4))
     result = Pipeline([RandomPruning(0.5), N2NSkip(0.2, (1,))])(network).network
