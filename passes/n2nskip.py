@@ -26,8 +26,9 @@ class N2NSkip:
     """Spend `round(ratio * nnz)` of the network's weights on skip branches, and the rest as before.
 
     The sequential weights are chosen again by the same ranking and allocation, only fewer. The
-    branches lie on every legal pair of layers `hops` apart (`wiring`, `placement` and `kernel`:
-    see `n2nfx.wiring.Options`), each equally dense, on neurons drawn at random by (seed, branch).
+    branches lie on every legal pair of layers `hops` apart, or as far as the next layer whose
+    shape can be met (`wiring`, `placement` and `kernel`: see `n2nfx.wiring.Options`), each equally
+    dense, on neurons drawn at random by (seed, branch).
     `pattern="identity"` joins channel c to channel c first, with weight 1, as far as the branch's
     share lasts. `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the
     network's function as it is. `branch_norm="batch"` puts a batch norm behind every branch.

@@ -75,6 +75,28 @@ class Reread(nn.Module):
         return functional.relu(self.third(functional.relu(inner) + out))
 
 
+class Mixed(nn.Module):
+    """Channels first, last, tokens behind a class token, a smaller map, a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Linear(4, 5)
+        self.tokens = nn.Linear(5, 6)
+        self.more = nn.Linear(6, 7)
+        self.down = nn.Conv2d(7, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 2)
+        self.cls = nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        x = functional.relu(self.last(x.permute(0, 2, 3, 1)))
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
+        x = functional.relu(self.more(functional.relu(self.tokens(x))))
+        x = functional.relu(self.down(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))))
+        return self.head(x.flatten(2).transpose(1, 2).mean(1))
+
+
 def chain() -> nn.Module:
     return nn.Sequential(
         *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
@@ -110,6 +132,9 @@ CASES = {
     "residual_paper": (residual, N2NSkip(ratio=0.5, hops=(3,))),
     "residual_joint": (residual, N2NSkip(ratio=0.5, hops=(3,), wiring="joint")),
     "fused_paper": (fused, N2NSkip(ratio=0.5, hops=(1, 2))),
+    "layouts_linear": (Mixed, N2NSkip(ratio=0.3, hops=(2,), wiring="linear")),
+    "layouts_paper_norm": (Mixed, N2NSkip(ratio=0.3, hops=(2,), branch_norm="batch")),
+    "layouts_resskip": (Mixed, ResSkip(hops=(2,))),
     "reread_linear": (Reread, N2NSkip(ratio=0.5, hops=(2,), wiring="linear")),
 }
 
@@ -237,28 +262,6 @@ def assert_every_node_knows_its_shape(network: Network, x: Tensor) -> None:
 def test_every_node_of_a_branch_knows_its_shape() -> None:
     network = spliced(chain(), N2NSkip(ratio=0.4, hops=(2, 3), branch_norm="batch"))
     assert_every_node_knows_its_shape(network, torch.randn(1, 3, 8, 8))
-
-
-class Mixed(nn.Module):
-    """Channels first, last, tokens behind a class token, a smaller map, a vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.last = nn.Linear(4, 5)
-        self.tokens = nn.Linear(5, 6)
-        self.more = nn.Linear(6, 7)
-        self.down = nn.Conv2d(7, 8, 3, stride=2, padding=1)
-        self.head = nn.Linear(8, 2)
-        self.cls = nn.Parameter(torch.randn(1, 1, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.stem(x))
-        x = functional.relu(self.last(x.permute(0, 2, 3, 1)))
-        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
-        x = functional.relu(self.more(functional.relu(self.tokens(x))))
-        x = functional.relu(self.down(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))))
-        return self.head(x.flatten(2).transpose(1, 2).mean(1))
 
 
 def test_branches_between_layouts_compute_what_is_written_by_hand() -> None:
