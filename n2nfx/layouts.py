@@ -32,6 +32,7 @@ class Fold(NamedTuple):
 
     @property
     def size(self) -> int:
+        """How many there are for each example."""
         return self.outside * self.inside
 
 
@@ -92,12 +93,12 @@ class Layouts:
             return Misfit("has no batch where there is one example only")
         if len(spec[1].shape) != rank:
             return Misfit(f"has {len(spec[1].shape)} dimensions where its layer gives {rank}")
+        if rank < 2:
+            return Misfit("has no channels")
         batch = self._batch_of(node, spec, last)
         if isinstance(batch, Misfit):
             return batch
         shape = spec[1].shape
-        if rank < 2:
-            return Misfit("has no channels")
         if batch:
             return Layout(shape[2], shape[:1], last, batch)
         channels, places = (shape[-1], shape[1:-1]) if last else (shape[1], shape[2:])
