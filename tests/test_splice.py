@@ -479,6 +479,39 @@ def test_silent_branches_change_no_bit_of_any_model_and_the_budget_is_exact(
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_branch_keeps_examples_apart(name: str) -> None:
+    result = Pipeline([N2NSkip(0.2, (2, 3), wiring="linear")])(traced(name)).network
+    size = MODELS[name][1]
+    x = torch.randn(3, 3, size, size)
+    together = outputs(result, x, training=False)
+    alone = torch.cat([outputs(result, one, training=False) for one in x.split(1)])
+    assert torch.allclose(together, alone, atol=1e-4, rtol=1e-4)
+
+
+class Transposed(nn.Module):
+    """Places folded into the batch behind it, then before it, as many of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind, self.before, self.again = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        x = functional.relu(self.behind(x.reshape(-1, 4))).reshape(batch, 5, 4)
+        x = functional.relu(self.before(x.transpose(0, 1).reshape(-1, 4)))
+        return self.again(x).reshape(5, batch, 4).transpose(0, 1)
+
+
+def test_folds_of_one_size_and_different_orders_are_not_joined() -> None:
+    network = n2nfx.trace(Transposed(), torch.zeros(1, 5, 4))
+    branches = find_branches(network, Options(hops=(1,)))
+    assert [(skip.source, skip.target) for skip in branches.skips] == [("before", "again")]
+    reasons = {(refusal.source, refusal.target): refusal.reason for refusal in branches.refused}
+    orders = "the batch is folded 5 times at both ends, in different orders"
+    assert reasons["behind", "before"] == reasons["behind", "again"] == orders
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_record_alone_gives_the_same_graph_again(name: str) -> None:
     records = TypeAdapter(tuple[Skip, ...])
     for operation in (N2NSkip(0.2, (2, 3), wiring="linear"), ResSkip(hops=(3,))):
