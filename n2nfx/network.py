@@ -48,15 +48,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Move:
+    """One step from a layout to another: the torch function `how`, called with the numbers `by`.
+
+    `narrow` drops tokens that stand for no place, `pad` puts zeros in their place.
+    """
+
+    how: Literal["transpose", "movedim", "flatten", "unflatten", "narrow", "pad"]
+    by: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Skip:
     """One branch from the output activation of `source` to the pre-activation of `target`.
 
     `name` is the branch's module path (its weight is `name + ".weight"`), `source` and `target`
     are layer names (source "input" is the network's input), `hop` the number of layers bypassed,
-    `places` the spatial size at the target.
-    `pool` is the spatial size the source is averaged to before the branch, or None. `inner` says
-    whether the target's nonlinearity is applied to the branch too (Eq. 2). A residual skip
-    (`kind="identity"`, Eq. 1) adds the activation itself and has no weights.
+    `places` the spatial size at the target (without tokens that stand for no place), `fold` how
+    many windows or heads an example is folded into.
+    The source is brought to the branch's layout by the moves `before`, averaged to the spatial
+    size `pool` unless that is None, and the branch's output to the target's layout by the moves
+    `after`. `inner` says whether the target's nonlinearity is applied to the branch too (Eq. 2).
+    A residual skip (`kind="identity"`, Eq. 1) adds the activation itself and has no weights.
     """
 
     name: str
@@ -73,6 +86,9 @@ class Skip:
     branch_norm: bool
     nnz: int
     places: tuple[int, ...]
+    fold: int = 1
+    before: tuple[Move, ...] = ()
+    after: tuple[Move, ...] = ()
 
     @property
     def weight(self) -> str:
@@ -82,7 +98,7 @@ class Skip:
     @property
     def uses(self) -> int:
         """How often each weight is multiplied for one example."""
-        return prod(self.places)
+        return self.fold * prod(self.places)
 
     @property
     def size(self) -> int:

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
@@ -20,6 +19,8 @@ from n2nfx.outcome import Outcome
 from n2nfx.plan import graph_sha256
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
+from n2nfx.tracing.tape import Spec
+from n2nfx.tracing.values import items, tensors
 
 _log = logging.getLogger(__name__)
 
@@ -79,10 +80,19 @@ def _settings(module: nn.Module) -> str:
 
 def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of all output tensors for one example, as they were when the network was traced."""
-    returned = pytree.tree_leaves(network.module.graph.output_node().args)
-    specs = [node.meta["spec"] for node in returned if isinstance(node, fx.Node)]
-    leaves = pytree.tree_leaves(specs, is_leaf=lambda value: isinstance(value, tuple))
-    return tuple(leaf[0].shape for leaf in leaves if leaf is not None)
+    return tuple(spec.shape for spec in _specs(network.module.graph.output_node().args))
+
+
+def _specs(value: Any) -> Iterator[Spec]:
+    """The specs, for one example, of all tensors among the arguments of an output."""
+    if isinstance(value, fx.Node):
+        built = isinstance(value.target, type)  # a dataclass or a mapping, made of tensors
+        yield from _specs((value.args, value.kwargs) if built else value.meta["spec"])
+    elif isinstance(value, tuple) and value and isinstance(value[0], Spec):
+        yield value[0]
+    for _, item in items(value):
+        if not isinstance(item, Spec):
+            yield from _specs(item)
 
 
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
@@ -98,9 +108,9 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     inputs = blank_inputs(network.inputs, 1, device)
     if with_data:
         inputs = tuple(map(torch.ones_like, inputs))
-    with _dry(module, device), torch.no_grad():
-        leaves = pytree.tree_leaves(module(*inputs))
-    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+    # What the graph itself makes is on the device too, so that it has no data either.
+    with _dry(module, device), torch.no_grad(), device:
+        return tuple(tuple(tensor.shape) for tensor in tensors(module(*inputs)))
 
 
 @contextmanager

@@ -5,13 +5,14 @@ The hop of a pair is the *longest* path between its ends, counted in layers, so 
 identities do not make everything neighbours; gates (squeeze-excite) count for nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from torch import fx
 
+from n2nfx.layouts import Grids, Layout, Layouts, Misfit, joined_tokens
 from n2nfx.network import INPUT, Layer
 from n2nfx.tracing.layers import nodes_of
 from n2nfx.tracing.ops import kind_of
@@ -23,8 +24,9 @@ class Site:
 
     `output` is the layer's own node, `before` the node just before the nonlinearity (after the
     norm; in a residual block the sum), `nonlinearity` the node that applies it, or None,
-    `activation` the node that carries the output activation. The network's input is a site whose
-    nodes are all the same and whose layer is None.
+    `activation` the node that carries the output activation. `last` says whether the channels are
+    the last dimension rather than the second, `sealed` whether the nonlinearity is inside the norm.
+    The network's input is a site whose nodes are all the same and whose layer is None.
     """
 
     layer: Layer | None
@@ -32,6 +34,7 @@ class Site:
     before: fx.Node
     nonlinearity: fx.Node | None
     activation: fx.Node
+    last: bool
     sealed: bool = False
 
     @property
@@ -55,9 +58,11 @@ class Sites:
         calls = [
             (node, known[layer.weight]) for node, layer in nodes_of(module) if layer.weight in known
         ]
-        small, large = self._input().output.meta["spec"]
-        self.batches = (small.shape[0], large.shape[0])  # those that the two specs were taken at
-        self.sites = [self._input(), *(self._site(layer, node) for node, layer in calls)]
+        self.sites = [
+            self._input(calls[0][1] if calls else None),
+            *(self._site(layer, node) for node, layer in calls),
+        ]
+        self._layouts = Layouts(module.graph)
         self.calls: dict[str, int] = {}
         for site in self.sites:
             self.calls[site.name] = self.calls.get(site.name, 0) + 1
@@ -70,13 +75,32 @@ class Sites:
         """The (first) site of a layer, or of the input."""
         return next(site for site in self.sites if site.name == name)
 
-    def _input(self) -> Site:
+    def layout(self, site: Site, node: fx.Node) -> Layout | Misfit:
+        """How the value of one of a site's nodes lies in its tensor."""
+        return self._layouts.of(node, site.last, _rank(site.output))
+
+    def grids(self) -> Grids:
+        """What the network's own maps say of rows of tokens."""
+        layers = [site.layer for site in self.sites if site.layer and site.layer.kind == "conv"]
+        maps = [shape[1:] for layer in layers for shape in (layer.reads, layer.writes)]
+        whole = self.layout(self.sites[0], self.sites[0].output)
+        return Grids(
+            (places for places in maps if len(places) > 1),
+            joined_tokens(self.module.graph),
+            whole.places if isinstance(whole, Layout) else (),
+        )
+
+    def _input(self, first: Layer | None) -> Site:
+        """The network's input, its channels where the first layer has them if it reads it whole."""
         node = next(node for node in self.module.graph.nodes if node.op == "placeholder")
-        return Site(None, node, node, None, node)
+        linear = first is not None and first.kind == "linear"
+        whole = first is not None and first.reads == node.meta["spec"][1].shape[1:]
+        return Site(None, node, node, None, node, last=_rank(node) == 2 or (linear and whole))
 
     def _site(self, layer: Layer, node: fx.Node) -> Site:
         """Follow the layer's only reader until a nonlinearity, a fork, or anything else."""
         at, added, normed = node, False, False
+        last = layer.kind == "linear"
         while True:
             readers = [user for user in at.users if user.op != "output"]
             if len(readers) != 1 or len(at.users) != 1:
@@ -84,9 +108,9 @@ class Sites:
             reader = readers[0]
             kind = kind_of(self.module, reader)
             if kind == "activation":
-                return Site(layer, node, at, reader, reader)
+                return Site(layer, node, at, reader, reader, last)
             if kind == "fused" and not added:
-                return Site(layer, node, node, reader, reader, sealed=True)
+                return Site(layer, node, node, reader, reader, last, sealed=True)
             if kind == "norm" and not (normed or added):
                 normed = True
             elif kind == "add":
@@ -94,7 +118,7 @@ class Sites:
             elif kind != "passing":
                 break
             at = reader
-        return Site(layer, node, at, None, at)
+        return Site(layer, node, at, None, at, last)
 
     def _find_precedents(self) -> list[frozenset[int]]:
         """For every site the sites just before it, no other layer between."""
@@ -112,10 +136,10 @@ class Sites:
 
     def _find_gates(self) -> list[bool]:
         """Sites that write one place only while a later one writes many: squeeze-excite gates."""
-        places = [prod(places_of(site)) if site.layer else 1 for site in self.sites]
+        places = [self._count_places(site) for site in self.sites]
         followed = [False] * len(self.sites)
         for number in reversed(range(1, len(self.sites))):
-            spread = followed[number] or places[number] > 1
+            spread = followed[number] or places[number] != 1
             for before in self._precedents[number]:
                 followed[before] = followed[before] or spread
         return [
@@ -123,19 +147,28 @@ class Sites:
             for number, site in enumerate(self.sites)
         ]
 
-    def pairs(self, hops: Sequence[int]) -> Iterator[tuple[Site, Site, int]]:
-        """Every pair whose longest path is one of the hops, ordered by target, deepest source
-        first."""
-        wanted, found = set(hops), []
-        depth = self._distances(0, len(self.sites))
-        for source in range(len(self.sites)):
-            if self._gates[source]:
-                continue
-            for target, hop in self._distances(source, max(wanted)).items():
-                if hop in wanted and target != source and not self._gates[target]:
-                    found.append((target, -depth.get(source, 0), source, hop))
-        for target, _, source, hop in sorted(found):
-            yield self.sites[source], self.sites[target], hop
+    def _count_places(self, site: Site) -> int | None:
+        """Places of a site's output, the input's aside; None where they are not known."""
+        layout = self.layout(site, site.output)
+        if site.layer is None or isinstance(layout, Misfit) or layout.fold.size > 1:
+            return None
+        return prod(layout.places)
+
+    def sources(self) -> list[int]:
+        """The numbers of the sites that a branch may leave."""
+        return [number for number, gate in enumerate(self._gates) if not gate]
+
+    def depths(self) -> dict[int, int]:
+        """How far every site is from the input, in layers."""
+        return self._distances(0, len(self.sites))
+
+    def within(self, source: int, furthest: int) -> dict[int, list[int]]:
+        """The sites that lie 1, 2, ... up to `furthest` layers behind a site, by distance."""
+        found: dict[int, list[int]] = {}
+        for target, distance in self._distances(source, furthest).items():
+            if target != source and not self._gates[target] and distance <= furthest:
+                found.setdefault(distance, []).append(target)
+        return found
 
     def _distances(self, source: int, furthest: int) -> dict[int, int]:
         """Longest paths from a site; what lies beyond `furthest` is told only to be beyond."""
@@ -147,15 +180,6 @@ class Sites:
         return distance
 
 
-def places_of(site: Site) -> tuple[int, ...]:
-    """The spatial size (or token count) of a site's output activation."""
-    assert site.layer is not None
-    writes = site.layer.writes
-    return writes[1:] if site.layer.kind == "conv" else writes[:-1]
-
-
-def channels_last(site: Site) -> bool:
-    """Whether a site's activation has its channels in the last dimension, not in the second."""
-    if site.layer is not None:
-        return site.layer.kind == "linear"
-    return len(site.output.meta["spec"][0].shape) == 2
+def _rank(node: fx.Node) -> int:
+    """How many dimensions a node's tensor has."""
+    return len(node.meta["spec"][1].shape)

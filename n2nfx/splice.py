@@ -6,21 +6,23 @@ lints and recompiles it after.
 
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
-from n2nfx.network import Network, Skip
-from n2nfx.sites import Site, Sites, channels_last, entry_of
+from n2nfx.network import Move, Network, Skip
+from n2nfx.sites import Site, Sites, entry_of
 from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
 from n2nfx.tracing.tape import Spec
 
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_BATCH_NORM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _AVERAGE = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,
@@ -97,16 +99,13 @@ class _Surgeon:
         read, into = source.activation, entry_of(target, skip.at)
         read, entry = self._sums.get(read, read), self._sums.get(into, into)
         self._protect(read)
-        self._add_modules(skip)
         with self.graph.inserting_before(entry.next):
-            value = self._adapt(skip, read, entry, -1 if channels_last(target) else 1)
-            if skip.kind != "identity":
-                value = self._call_module(skip.name, value, entry)
-            if skip.branch_norm:
-                value = self._call_module(norm_name(skip), value, entry)
+            value = self._branch(skip, read, target)
+            if skip.kind == "identity":
+                value = self._with_channels_of(entry, value, -1 if target.last else 1)
             if skip.inner and target.nonlinearity is not None:
                 value = self._repeat(target.nonlinearity, value)
-            total = self._call(operator.add, (entry, value), entry.meta["spec"])
+            total = self._call(operator.add, entry, value, spec=entry.meta["spec"])
         entry.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
         self._sums[into] = total
 
@@ -120,43 +119,63 @@ class _Surgeon:
             if changes and not make_out_of_place(self.module, user):
                 raise CannotOperate(f"{user.name} changes {read.name} in place for good")
 
-    def _add_modules(self, skip: Skip) -> None:
-        like = next(self.module.parameters())
-        made = {skip.name: branch(skip)} if skip.kind != "identity" else {}
-        if skip.branch_norm:
-            made[norm_name(skip)] = _BATCH_NORM[len(skip.places)](skip.weight_shape[0])
-        for name, part in made.items():
-            part.to(device=like.device, dtype=like.dtype).train(self.module.training)
-            self.module.add_submodule(name, part)
-            self.module.get_submodule(name.rpartition(".")[0]).training = self.module.training
-
-    def _adapt(self, skip: Skip, read: fx.Node, entry: fx.Node, axis: int) -> fx.Node:
-        """The source's activation at the target's resolution, where a stride does not see to it.
-
-        A residual skip has no weights to change the channels either: it is cropped, or padded
-        with zeros. The channels are at `axis`.
-        """
-        value = read
+    def _branch(self, skip: Skip, value: fx.Node, target: Site) -> fx.Node:
+        """What a branch makes of its source's activation, in the target's layout."""
+        for move in skip.before:
+            value = self._move(move, value)
         if skip.pool is not None:
-            average = _AVERAGE[len(skip.pool)]
-            value = self._call(average, (value, skip.pool), _like(read, *skip.pool))
+            value = self._call(_AVERAGE[len(skip.pool)], value, skip.pool)
         if skip.pool is not None and not skip.places:
-            value = self._call(torch.flatten, (value, 1), _like(read))
-        more = _shape(entry)[axis] - _shape(value)[axis]
-        if skip.kind == "identity" and more:
-            behind = 0 if axis == -1 else len(skip.places)
-            pad = (*(0, 0) * behind, 0, more)
-            value = self._call(functional.pad, (value, pad), entry.meta["spec"])
+            value = self._call(torch.flatten, value, 1)
+        if skip.kind != "identity":
+            self._add(skip.name, branch(skip), target)
+            value = self._call_module(skip.name, value, _made_by(skip, value))
+        if skip.branch_norm:
+            value = self._normed(skip, value, target)
+        for move in skip.after:
+            value = self._move(move, value)
         return value
 
-    def _call(self, function: Any, args: tuple[Any, ...], spec: Any) -> fx.Node:
+    def _add(self, name: str, part: nn.Module, target: Site) -> None:
+        """A module of a branch, where its target's weight is and of its kind of numbers."""
+        assert target.layer is not None
+        like = self.module.get_parameter(target.layer.weight)
+        part.to(device=like.device, dtype=like.dtype).train(self.module.training)
+        self.module.add_submodule(name, part)
+        self.module.get_submodule(name.rpartition(".")[0]).training = self.module.training
+
+    def _normed(self, skip: Skip, value: fx.Node, target: Site) -> fx.Node:
+        """Through the branch's batch norm, which takes the second dimension for channels."""
+        rank = len(_shape(value))
+        self._add(norm_name(skip), _BATCH_NORM[rank](skip.weight_shape[0]), target)
+        last = skip.kind == "linear" and rank > 2
+        if last:
+            value = self._call(torch.movedim, value, -1, 1)
+        value = self._call_module(norm_name(skip), value, value.meta["spec"])
+        return self._call(torch.movedim, value, 1, -1) if last else value
+
+    def _move(self, move: Move, value: fx.Node) -> fx.Node:
+        function = functional.pad if move.how == "pad" else getattr(torch, move.how)
+        return self._call(function, value, *_arguments(move))
+
+    def _with_channels_of(self, entry: fx.Node, value: fx.Node, axis: int) -> fx.Node:
+        """A residual skip has no weights to change the channels: they are cropped, or zeros added.
+
+        The channels are at `axis`.
+        """
+        more = _shape(entry)[axis] - _shape(value)[axis]
+        behind = 0 if axis == -1 else len(_shape(entry)) - 2
+        return self._call(functional.pad, value, (*(0, 0) * behind, 0, more)) if more else value
+
+    def _call(self, function: Any, *args: Any, spec: Any = None) -> fx.Node:
+        """A function's node, its shapes those that the function gives to tensors without data."""
         node = self.graph.call_function(function, args)
-        node.meta.update(spec=spec, scope="")
+        node.meta.update(spec=spec or _made_from(function, args), scope="")
         return node
 
-    def _call_module(self, name: str, value: fx.Node, like: fx.Node) -> fx.Node:
+    def _call_module(self, name: str, value: fx.Node, spec: Any) -> fx.Node:
         node = self.graph.call_module(name, (value,))
-        node.meta.update(spec=like.meta["spec"], scope="")
+        node.meta.update(spec=spec, scope="")
         return node
 
     def _repeat(self, nonlinearity: fx.Node, value: fx.Node) -> fx.Node:
@@ -175,13 +194,33 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return node.meta["spec"][1].shape
 
 
-def _like(node: fx.Node, *places: int) -> tuple[Spec, Spec]:
-    """The specs of a node's value at other places."""
-    small, large = node.meta["spec"]
-    return (
-        Spec((*small.shape[:2], *places), small.dtype),
-        Spec((*large.shape[:2], *places), large.dtype),
-    )
+def _arguments(move: Move) -> tuple[Any, ...]:
+    """The numbers of a move as its function takes them."""
+    if move.how == "pad":
+        return (move.by,)
+    if move.how == "unflatten":
+        return move.by[0], move.by[1:]
+    return move.by
+
+
+def _made_from(function: Any, args: tuple[Any, ...]) -> tuple[Spec, ...]:
+    """The specs of what a function makes, at both batches."""
+    made = [function(*map_arg(args, partial(_blank, at))) for at in (0, 1)]
+    return tuple(Spec(tuple(one.shape), one.dtype) for one in made)
+
+
+def _blank(at: int, node: fx.Node) -> Any:
+    """A tensor like a node's value, without data: the smaller batch's at 0, the larger's at 1."""
+    spec = node.meta["spec"][at]
+    return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+
+
+def _made_by(skip: Skip, value: fx.Node) -> tuple[Spec, ...]:
+    """The specs of what a branch's layer makes of a value."""
+    channels, specs = skip.weight_shape[0], value.meta["spec"]
+    if skip.kind == "linear":
+        return tuple(Spec((*spec.shape[:-1], channels), spec.dtype) for spec in specs)
+    return tuple(Spec((spec.shape[0], channels, *skip.places), spec.dtype) for spec in specs)
 
 
 def norm_name(skip: Skip) -> str:

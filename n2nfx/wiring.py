@@ -1,11 +1,13 @@
 """Every branch that could be spliced: for each hop the legal pairs of layers, and why not others.
 
 A branch leaves the output activation of its source and enters its target just before the
-nonlinearity (or before the norm), with stride, padding and kernel such that the shapes meet.
+nonlinearity (or before the norm). Where every target that is `hop` layers away has a shape that
+cannot be met (windows, heads, a larger map), the chain goes on to the next layers that fit, up to
+twice as far: layers of one kind of shape form chains of their own.
 """
 
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
@@ -14,9 +16,11 @@ import torch
 from torch import fx, nn
 
 from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.fitting import Kernel, fit
 from n2nfx.graphmodule import HOOKS
-from n2nfx.network import Layer, Network, Refusal, Skip
-from n2nfx.sites import Site, Sites, channels_last, entry_of, places_of
+from n2nfx.layouts import Layout, Misfit
+from n2nfx.network import Network, Refusal, Skip
+from n2nfx.sites import Site, Sites, entry_of
 from n2nfx.tracing.ops import is_in_place, is_view, name_of
 
 Wiring = Literal["paper", "linear", "joint"]
@@ -27,17 +31,18 @@ Placement = Literal["every", "blocks", "stages"]
 class Options:
     """How branches are laid.
 
-    hops: numbers of layers that a branch bypasses. placement: `every` legal pair; `blocks`, end
-    to end without overlap; `stages`, one over each change of resolution. wiring: where a branch
-    enters: `paper` (Eq. 2: before the target's nonlinearity, through that nonlinearity itself),
-    `linear` (the same without it), `joint` (before the target's norm, without it). kernel: the
-    branch's spatial size, an odd number, or `target` for the target's own.
+    hops: numbers of layers that a branch bypasses (more where shapes forbid it). placement:
+    `every` legal pair; `blocks`, end to end without overlap; `stages`, one over each change of
+    resolution. wiring: where a branch enters: `paper` (Eq. 2: before the target's nonlinearity,
+    through that nonlinearity itself), `linear` (the same without it), `joint` (before the target's
+    norm, without it). kernel: the branch's spatial size, an odd number, or `target` for the
+    target's own.
     """
 
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
     wiring: Wiring = "paper"
-    kernel: int | Literal["target"] = "target"
+    kernel: Kernel = "target"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.hops, tuple) and all(type(hop) is int for hop in self.hops)
@@ -80,21 +85,21 @@ def find_branches(network: Network, options: Options) -> Branches:
     refused: list[Refusal] = []
     taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
     names = set(dict(network.module.named_modules()))
-    for source, target, hop in sites.pairs(options.hops):
-        found = _join(sites, source, target, hop, options)
+    for source, target, found in _Search(sites, options).pairs():
         if isinstance(found, Refusal):
             refused.append(found)
             continue
         ends = (source.activation, entry_of(target, found.at))
         if ends in taken:
             twin = f"the same branch as {taken[ends].source} -> {taken[ends].target}"
-            refused.append(Refusal(found.source, found.target, hop, twin))
+            refused.append(Refusal(found.source, found.target, found.hop, twin))
             continue
         taken[ends] = replace(found, name=_branch_name(found, network.module, names))
         names.add(taken[ends].name)
         skips.append(taken[ends])
     placed, misplaced = _place(skips, sites, options.placement)
-    return Branches(tuple(placed), (*refused, *misplaced))
+    told = dict.fromkeys((*refused, *misplaced))  # a layer called twice would be told of twice
+    return Branches(tuple(placed), tuple(told))
 
 
 def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:
@@ -108,52 +113,128 @@ def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """An activation as a branch sees it: channels, places, and whether channels come last."""
+class _Search:
+    """Tries pairs of sites one by one, and remembers what holds for one end of them."""
 
-    channels: int
-    places: tuple[int, ...]
-    last: bool
+    def __init__(self, sites: Sites, options: Options) -> None:
+        self._sites = sites
+        self._options = options
+        self._grids = sites.grids()
+        self._at: Literal["norm", "activation"] = (
+            "norm" if options.wiring == "joint" else "activation"
+        )
+        self._inside: dict[fx.Node, str | None] = {}
+
+    def pairs(self) -> Iterator[tuple[Site, Site, Skip | Refusal]]:
+        """Every pair that was tried, ordered by target, deepest source first, and what it gave."""
+        sites, depth = self._sites.sites, self._sites.depths()
+        tried = [
+            ((target, -depth.get(source, 0), source), distance, found)
+            for source in self._sites.sources()
+            for target, (distance, found) in self._from(source).items()
+        ]
+        for (target, _, source), distance, found in sorted(tried, key=lambda one: one[0]):
+            ends = sites[source], sites[target]
+            if isinstance(found, Skip):
+                yield *ends, replace(found, hop=distance)
+            else:
+                yield *ends, Refusal(ends[0].name, ends[1].name, distance, _reason(found))
+
+    def _from(self, source: int) -> dict[int, tuple[int, Skip | Misfit | str]]:
+        """The targets tried for a source, each with its distance and what it gave."""
+        tried: dict[int, tuple[int, Skip | Misfit | str]] = {}
+        hops = sorted(set(self._options.hops))
+        reach = self._sites.within(source, 2 * hops[-1])
+        for hop in hops:
+            for distance in range(hop, 2 * hop + 1):
+                targets = reach.get(distance, [])
+                for target in targets:
+                    if target not in tried:
+                        ends = self._sites.sites[source], self._sites.sites[target]
+                        tried[target] = distance, self._try(*ends)
+                here = [tried[target][1] for target in targets]
+                fits = any(isinstance(found, Skip) for found in here)
+                if fits or (distance == hop and not _only_misfits(here)):
+                    break
+        return tried
+
+    def _try(self, source: Site, target: Site) -> Skip | Misfit | str:
+        """The branch from one site to another, or why there can be none."""
+        entry = entry_of(target, self._at)
+        reads = self._sites.layout(source, source.activation)
+        reason = self._forbidden(source, target, entry)
+        if reason is not None:
+            return reason
+        if isinstance(reads, Misfit):
+            return f"the output of {source.name} {reads.reason}"
+        writes = self._sites.layout(target, entry)
+        if isinstance(writes, Misfit):
+            return Misfit(f"the output of {target.name} {writes.reason}")
+        return self._fit(source, target, reads, writes)
+
+    def _fit(self, source: Site, target: Site, reads: Layout, writes: Layout) -> Skip | Misfit:
+        """The branch whose shapes meet exactly, its name and hop still to come."""
+        assert target.layer is not None
+        own = target.layer.weight_shape[2:] if target.layer.kind == "conv" else None
+        found = fit(reads, writes, self._grids, own, self._options.kernel)
+        if isinstance(found, Misfit):
+            return found
+        inner = self._options.wiring == "paper" and target.nonlinearity is not None
+        return Skip(
+            name="", source=source.name, target=target.name, hop=0, at=self._at, inner=inner,
+            branch_norm=False, nnz=0, **vars(found),
+        )  # fmt: skip
+
+    def _forbidden(self, source: Site, target: Site, entry: fx.Node) -> str | None:
+        """What forbids a branch whatever its shape, or None."""
+        sites, wiring = self._sites, self._options.wiring
+        for end in (source, target):
+            if sites.calls[end.name] > 1:
+                return f"{end.name} is called {sites.calls[end.name]} times"
+        if target.sealed and wiring != "joint":
+            return f"the norm of {target.name} has its nonlinearity inside, with weights of its own"
+        if sites.position[source.activation] >= sites.position[entry]:
+            return f"the output of {source.name} is not there yet when {target.name} needs it"
+        reason = _unfit_numbers(source, target, entry)
+        if reason is not None:
+            return reason
+        if wiring == "paper" and target.nonlinearity is not None:
+            reason = self._unfit_inside(target.nonlinearity)
+            if reason is not None:
+                name = target.name
+                return f"the nonlinearity of {name} {reason}; wiring linear or joint would do"
+        return _changed_in_place(sites.module, source)
+
+    def _unfit_inside(self, nonlinearity: fx.Node) -> str | None:
+        if nonlinearity not in self._inside:
+            self._inside[nonlinearity] = _unfit_inside(self._sites.module, nonlinearity)
+        return self._inside[nonlinearity]
 
 
-def _shape(node: fx.Node, last: bool, batches: tuple[int, int]) -> _Shape | None:
-    """None where the batch is not the first dimension."""
-    small, large = node.meta["spec"]
-    if small.shape[1:] != large.shape[1:] or (small.shape[0], large.shape[0]) != batches:
-        return None
-    rest = small.shape[1:]
-    return _Shape(rest[-1], rest[:-1], last) if last else _Shape(rest[0], rest[1:], last)
+def _only_misfits(found: Sequence[Skip | Misfit | str]) -> bool:
+    """Whether there were pairs, and shapes alone forbade each."""
+    return bool(found) and all(isinstance(one, Misfit) for one in found)
 
 
-def _join(sites: Sites, source: Site, target: Site, hop: int, options: Options) -> Skip | Refusal:
-    """The branch from one site to another, or why there can be none."""
-    reason = _forbidden(sites, source, target, options)
-    if reason is None:
-        branch = _fit(source, target, options, sites.batches)
-        if not isinstance(branch, str):
-            return replace(branch, hop=hop)
-        reason = branch
-    return Refusal(source.name, target.name, hop, reason)
+def _reason(found: Misfit | str) -> str:
+    return found.reason if isinstance(found, Misfit) else found
 
 
-def _forbidden(sites: Sites, source: Site, target: Site, options: Options) -> str | None:
-    """What forbids a branch whatever its shape, or None."""
-    for end in (source, target):
-        if sites.calls[end.name] > 1:
-            return f"{end.name} is called {sites.calls[end.name]} times"
-    entry = entry_of(target, "norm" if options.wiring == "joint" else "activation")
-    if target.sealed and options.wiring != "joint":
-        return f"the norm of {target.name} has its nonlinearity inside, with weights of its own"
-    if sites.position[source.activation] >= sites.position[entry]:
-        return f"the output of {source.name} is not there yet when {target.name} needs it"
-    if not source.activation.meta["spec"][0].dtype.is_floating_point:
-        return f"{source.name} is not a floating-point tensor"
-    if options.wiring == "paper" and target.nonlinearity is not None:
-        reason = _unfit_inside(sites.module, target.nonlinearity)
-        if reason:
-            return f"the nonlinearity of {target.name} {reason}; wiring linear or joint would do"
-    return _changed_in_place(sites.module, source)
+def _unfit_numbers(source: Site, target: Site, entry: fx.Node) -> str | None:
+    """Why what a branch computes with would not be numbers of one kind, or None."""
+    kinds = [_dtype(source.activation), _dtype(entry)]
+    for site, kind in zip((source, target), kinds, strict=True):
+        if kind is not None and not kind.is_floating_point:
+            return f"{site.name} is not a floating-point tensor"
+    if kinds[0] != kinds[1]:
+        return f"{source.name} is {kinds[0]}, and {target.name} {kinds[1]}"
+    return None
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    """The dtype of a node's value, None where that is not one tensor."""
+    spec = node.meta["spec"]
+    return spec[1].dtype if isinstance(spec, tuple) else None
 
 
 def _unfit_inside(module: fx.GraphModule, nonlinearity: fx.Node) -> str | None:
@@ -177,7 +258,7 @@ def _unfit_inside(module: fx.GraphModule, nonlinearity: fx.Node) -> str | None:
     elif nonlinearity.op == "call_method":
         called = getattr(torch.Tensor, str(called))
     shape = nonlinearity.meta["spec"][1].shape  # of several examples: one could be squeezed away
-    one_place = torch.zeros(1, shape[1], *(1 for _ in shape[2:]))  # nonlinearities are pointwise
+    one_place = torch.zeros(1, *shape[1:2], *(1 for _ in shape[2:]))  # nonlinearities are pointwise
     with torch.no_grad():
         result = called(one_place, *nonlinearity.args[1:], **nonlinearity.kwargs)
     return "is not 0 at 0" if bool(result.any()) else None
@@ -203,80 +284,6 @@ def _changed_in_place(module: fx.GraphModule, source: Site) -> str | None:
     return None
 
 
-def _fit(source: Site, target: Site, options: Options, batches: tuple[int, int]) -> Skip | str:
-    """The branch whose shapes meet exactly, or why none does."""
-    reads = _shape(source.activation, channels_last(source), batches)
-    at: Literal["norm", "activation"] = "norm" if options.wiring == "joint" else "activation"
-    writes = _shape(entry_of(target, at), channels_last(target), batches)
-    if reads is None or writes is None:
-        return "the batch is folded into other dimensions"
-    assert target.layer is not None
-    inner = options.wiring == "paper" and target.nonlinearity is not None
-    blank = Skip(
-        name="", kind="linear", source=source.name, target=target.name, hop=0,
-        weight_shape=(writes.channels, reads.channels), stride=(), padding=(), pool=None,
-        at=at, inner=inner, branch_norm=False, nnz=0, places=writes.places,
-    )  # fmt: skip
-    if not writes.places:
-        if reads.last and reads.places:
-            return "tokens cannot be pooled to a vector yet"
-        return replace(blank, pool=tuple(1 for _ in reads.places) or None)
-    if reads.last and writes.last and reads.places == writes.places:
-        return blank
-    if reads.last or writes.last or len(reads.places) != len(writes.places):
-        return f"a {_describe(reads)} cannot be laid onto a {_describe(writes)}"
-    if any(read < write for read, write in zip(reads.places, writes.places, strict=True)):
-        return f"the target is larger: {_size(reads.places)} to {_size(writes.places)}"
-    return _fit_convolution(blank, target.layer, reads, writes, options)
-
-
-def _fit_convolution(
-    blank: Skip, target: Layer, reads: _Shape, writes: _Shape, options: Options
-) -> Skip:
-    """Strided where the sizes divide, else averaged to the target's size first."""
-    own = target.weight_shape[2:] if target.kind == "conv" else (1,) * len(writes.places)
-    wanted = own if options.kernel == "target" else (options.kernel,) * len(writes.places)
-    divides = all(
-        read % write == 0 for read, write in zip(reads.places, writes.places, strict=True)
-    )
-    places = reads.places if divides else writes.places
-    stride = tuple(read // write for read, write in zip(places, writes.places, strict=True))
-    fitted = [
-        _fit_kernel(*sizes) for sizes in zip(wanted, stride, places, writes.places, strict=True)
-    ]
-    kernel = tuple(size for size, _ in fitted)
-    return replace(
-        blank,
-        kind="conv",
-        weight_shape=(writes.channels, reads.channels, *kernel),
-        stride=stride,
-        padding=tuple(padding for _, padding in fitted),
-        pool=None if divides else writes.places,
-    )
-
-
-def _fit_kernel(kernel: int, stride: int, read: int, write: int) -> tuple[int, int]:
-    """Kernel and padding with which `read` places become exactly `write` (= read / stride).
-
-    An odd kernel with its natural padding always does; an even one may need to be one smaller.
-    """
-    for padding in sorted(range(kernel), key=lambda padding: abs(2 * padding - kernel + 1)):
-        if (read + 2 * padding - kernel) // stride + 1 == write:
-            return kernel, padding
-    return kernel - 1, (kernel - 1) // 2
-
-
-def _describe(shape: _Shape) -> str:
-    if not shape.places:
-        return f"vector of {shape.channels}"
-    order = "channels last" if shape.last else "channels first"
-    return f"{_size(shape.places)} map of {shape.channels} channels ({order})"
-
-
-def _size(places: Sequence[int]) -> str:
-    return "x".join(map(str, places))
-
-
 def _place(
     skips: list[Skip], sites: Sites, placement: Placement
 ) -> tuple[list[Skip], list[Refusal]]:
@@ -284,7 +291,7 @@ def _place(
     if placement == "every":
         return skips, []
     order = {site.name: number for number, site in enumerate(sites.sites)}
-    taken = _end_to_end(skips, order) if placement == "blocks" else _over_stages(skips, sites)
+    taken = _end_to_end(skips, order) if placement == "blocks" else _over_stages(skips)
     names = {skip.name for skip in taken}
     left = [
         Refusal(skip.source, skip.target, skip.hop, f"placement {placement} takes another")
@@ -303,10 +310,10 @@ def _end_to_end(skips: list[Skip], order: dict[str, int]) -> list[Skip]:
     return taken
 
 
-def _over_stages(skips: list[Skip], sites: Sites) -> list[Skip]:
+def _over_stages(skips: list[Skip]) -> list[Skip]:
     """The first branch onto each resolution from a larger one."""
     taken: dict[int, Skip] = {}
     for skip in skips:
         if prod(skip.stride) > 1 or skip.pool is not None:
-            taken.setdefault(prod(places_of(sites.by_name(skip.target))), skip)
+            taken.setdefault(prod(skip.places), skip)
     return list(taken.values())

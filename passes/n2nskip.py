@@ -11,6 +11,7 @@ from torch import Tensor
 
 from n2nfx.budget import Allocation, apportion, split
 from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.fitting import Kernel
 from n2nfx.masks import Masks, RandomRanking, permuted_prefix, select
 from n2nfx.network import Network, Probe, Skip
 from n2nfx.seeds import derive, generator
@@ -25,8 +26,9 @@ class N2NSkip:
     """Spend `round(ratio * nnz)` of the network's weights on skip branches, and the rest as before.
 
     The sequential weights are chosen again by the same ranking and allocation, only fewer. The
-    branches lie on every legal pair of layers `hops` apart (`wiring`, `placement` and `kernel`:
-    see `n2nfx.wiring.Options`), each equally dense, on neurons drawn at random by (seed, branch).
+    branches lie on every legal pair of layers `hops` apart, or as far as the next layer whose
+    shape can be met (`wiring`, `placement` and `kernel`: see `n2nfx.wiring.Options`), each equally
+    dense, on neurons drawn at random by (seed, branch).
     `pattern="identity"` joins channel c to channel c first, with weight 1, as far as the branch's
     share lasts. `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the
     network's function as it is. `branch_norm="batch"` puts a batch norm behind every branch.
@@ -39,7 +41,7 @@ class N2NSkip:
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
     wiring: Wiring = "paper"
-    kernel: int | Literal["target"] = "target"
+    kernel: Kernel = "target"
     pattern: Literal["random", "identity"] = "random"
     branch_norm: Literal["none", "batch"] = "none"
     init: Literal["kaiming", "zero"] = "kaiming"
@@ -104,11 +106,11 @@ class N2NSkip:
             for skip, nnz in zip(branches, shares, strict=True)
             if nnz > 0
         )
-        tokens = [skip.target for skip in skips if skip.kind == "linear" and skip.places]
-        if norm and tokens:
+        unfit = [skip.target for skip in skips if len(skip.places) > 3]
+        if norm and unfit:
             raise CannotOperate(
-                f"{tokens[0]} has its channels last, where a batch norm would take places for "
-                "channels; branch_norm 'none' would do"
+                f"{unfit[0]} has more dimensions of places than a batch norm takes; branch_norm "
+                "'none' would do"
             )
         return skips
 

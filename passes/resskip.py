@@ -14,8 +14,9 @@ from n2nfx.wiring import Options, Placement, find_branches
 class ResSkip:
     """Add each source's activation itself to its target's pre-activation (Eq. 1), without weights.
 
-    The pairs are those of `N2NSkip`. Where the shapes differ the activation is averaged to the
-    target's places and its channels are cropped or padded with zeros. The budget is unchanged.
+    The pairs are those of `N2NSkip`. Where the shapes differ the activation is brought to the
+    target's layout, averaged to its places, and its channels are cropped or padded with zeros. The
+    budget is unchanged.
     """
 
     name: ClassVar[str] = "resskip"

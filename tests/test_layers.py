@@ -10,6 +10,7 @@ import torchvision
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
@@ -204,7 +205,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Model(
             lambda m, x: m.quantized(m.plain(x)),
             plain=nn.Conv2d(3, 4, 3),
-            quantized=torch.ao.nn.quantized.dynamic.Linear(6, 5),
+            quantized=QuantizedLinear(6, 5),
         ),
         "it is quantized, so its weight is packed away",
     ),

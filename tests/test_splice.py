@@ -3,17 +3,25 @@
 Run with --update-golden to write the files anew, and read the difference before committing it.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import timm
 import torch
+import torchvision
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
 import n2nfx
 from n2nfx.errors import CannotOperate
-from n2nfx.network import Network
+from n2nfx.masks import Masks
+from n2nfx.network import Network, Skip
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip
 from n2nfx.pipeline import Pipeline
 from n2nfx.splice import prepare, splice
@@ -67,6 +75,28 @@ class Reread(nn.Module):
         return functional.relu(self.third(functional.relu(inner) + out))
 
 
+class Mixed(nn.Module):
+    """Channels first, last, tokens behind a class token, a smaller map, a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Linear(4, 5)
+        self.tokens = nn.Linear(5, 6)
+        self.more = nn.Linear(6, 7)
+        self.down = nn.Conv2d(7, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 2)
+        self.cls = nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        x = functional.relu(self.last(x.permute(0, 2, 3, 1)))
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
+        x = functional.relu(self.more(functional.relu(self.tokens(x))))
+        x = functional.relu(self.down(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))))
+        return self.head(x.flatten(2).transpose(1, 2).mean(1))
+
+
 def chain() -> nn.Module:
     return nn.Sequential(
         *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
@@ -102,6 +132,9 @@ CASES = {
     "residual_paper": (residual, N2NSkip(ratio=0.5, hops=(3,))),
     "residual_joint": (residual, N2NSkip(ratio=0.5, hops=(3,), wiring="joint")),
     "fused_paper": (fused, N2NSkip(ratio=0.5, hops=(1, 2))),
+    "layouts_linear": (Mixed, N2NSkip(ratio=0.3, hops=(2,), wiring="linear")),
+    "layouts_paper_norm": (Mixed, N2NSkip(ratio=0.3, hops=(2,), branch_norm="batch")),
+    "layouts_resskip": (Mixed, ResSkip(hops=(2,))),
     "reread_linear": (Reread, N2NSkip(ratio=0.5, hops=(2,), wiring="linear")),
 }
 
@@ -210,9 +243,7 @@ def test_a_skip_to_a_layer_that_is_not_there_is_refused() -> None:
         splice(network, [replace(skip, target="nowhere")])
 
 
-def test_every_node_of_a_branch_knows_its_shape() -> None:
-    network = spliced(chain(), N2NSkip(ratio=0.4, hops=(2, 3), branch_norm="batch"))
-    x = torch.randn(1, 3, 8, 8)
+def assert_every_node_knows_its_shape(network: Network, x: Tensor) -> None:
     shapes: dict[str, torch.Size] = {}
 
     class Shapes(torch.fx.Interpreter):
@@ -224,5 +255,271 @@ def test_every_node_of_a_branch_knows_its_shape() -> None:
 
     Shapes(network.module.eval()).run(x)
     for node in network.module.graph.nodes:
-        if node.op != "output":
+        if node.name in shapes and node.op != "output":
             assert tuple(shapes[node.name]) == node.meta["spec"][0].shape, node.name
+
+
+def test_every_node_of_a_branch_knows_its_shape() -> None:
+    network = spliced(chain(), N2NSkip(ratio=0.4, hops=(2, 3), branch_norm="batch"))
+    assert_every_node_knows_its_shape(network, torch.randn(1, 3, 8, 8))
+
+
+def test_branches_between_layouts_compute_what_is_written_by_hand() -> None:
+    network = spliced(Mixed(), N2NSkip(ratio=0.3, hops=(2,), wiring="linear"))
+    skip = {skip.target: part(network, skip.name) for skip in network.skips}
+    at = {name: part(network, name) for name in ("stem", "last", "tokens", "more", "down", "head")}
+    relu, x = functional.relu, torch.randn(3, 3, 8, 8)
+    stem = relu(at["stem"](x))
+    last = relu(at["last"](stem.permute(0, 2, 3, 1)) + skip["last"](x.permute(0, 2, 3, 1)))
+    cls = network.module.get_parameter("cls").expand(3, 1, 5)
+    tokens = at["tokens"](torch.cat([cls, last.reshape(3, 64, 5)], 1))
+    tokens[:, 1:] += skip["tokens"](stem.permute(0, 2, 3, 1).reshape(3, 64, 4))
+    more = at["more"](relu(tokens))
+    more[:, 1:] += skip["more"](last.reshape(3, 64, 5))
+    more = relu(more)
+    down = at["down"](more[:, 1:].transpose(1, 2).reshape(3, 7, 8, 8))
+    down = relu(down + skip["down"](relu(tokens)[:, 1:].transpose(1, 2).reshape(3, 6, 8, 8)))
+    head = at["head"](down.mean((2, 3))) + skip["head"](more.transpose(1, 2).mean(2))
+    assert torch.allclose(network.module(x), head, atol=1e-6)
+    kinds = [(one.source, one.target, one.kind, one.uses) for one in network.skips]
+    assert kinds == [
+        ("input", "last", "linear", 64),
+        ("stem", "tokens", "linear", 64),
+        ("last", "more", "linear", 64),
+        ("tokens", "down", "conv", 16),
+        ("more", "head", "linear", 1),
+    ]
+
+
+def test_residual_skips_between_layouts_are_the_activation_itself() -> None:
+    network = spliced(Mixed(), ResSkip(hops=(2,)))
+    at = {name: part(network, name) for name in ("stem", "last", "tokens", "more", "down", "head")}
+    relu, x = functional.relu, torch.randn(3, 3, 8, 8)
+    stem = relu(at["stem"](x))
+    last = at["last"](stem.permute(0, 2, 3, 1))
+    last[..., :3] += x.permute(0, 2, 3, 1)
+    last = relu(last)
+    cls = network.module.get_parameter("cls").expand(3, 1, 5)
+    tokens = at["tokens"](torch.cat([cls, last.reshape(3, 64, 5)], 1))
+    tokens[:, 1:, :4] += stem.permute(0, 2, 3, 1).reshape(3, 64, 4)
+    tokens = relu(tokens)
+    more = at["more"](tokens)
+    more[:, 1:, :5] += last.reshape(3, 64, 5)
+    more = relu(more)
+    down = at["down"](more[:, 1:].transpose(1, 2).reshape(3, 7, 8, 8))
+    shown = tokens[:, 1:].transpose(1, 2).reshape(3, 6, 8, 8)
+    down[:, :6] += functional.avg_pool2d(shown, 2)
+    down = relu(down)
+    head = at["head"](down.mean((2, 3))) + more.mean(1)[:, :2]
+    assert torch.allclose(network.module(x), head, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_branchs_norm_is_over_channels_wherever_they_are(training: bool) -> None:
+    network = spliced(Mixed(), N2NSkip(0.3, (2,), wiring="linear", branch_norm="batch"))
+    norms = {skip.target: part(network, f"{skip.name}_norm").num_features for skip in network.skips}
+    assert norms == {"last": 5, "tokens": 6, "more": 7, "down": 8, "head": 2}
+    assert_every_node_knows_its_shape(network, torch.randn(1, 3, 8, 8))
+    bare = spliced(Mixed(), N2NSkip(0.3, (2,), wiring="linear"))
+    bare.module.load_state_dict(network.module.state_dict(), strict=False)
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        for skip in network.skips:
+            network.module.get_parameter(skip.weight).zero_()
+            bare.module.get_parameter(skip.weight).zero_()
+        one, other = network.module.train(training), bare.module.train(training)
+        assert torch.equal(one(x), other(x))
+
+
+def test_a_norm_for_too_many_dimensions_of_places_is_refused() -> None:
+    deep = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    network = n2nfx.trace(deep, torch.zeros(1, 2, 2, 2, 2, 4))
+    with pytest.raises(CannotOperate, match="more dimensions of places than a batch norm takes"):
+        Pipeline([N2NSkip(0.5, (1,), branch_norm="batch")])(network)
+    assert Pipeline([N2NSkip(0.5, (1,))])(network).network.skips
+
+
+def of_one_kind(dtype: torch.dtype) -> nn.Module:
+    """A first layer of 32-bit numbers that nothing reads, then others."""
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).to(dtype)
+
+
+def test_a_branch_has_its_targets_kind_of_numbers() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.rest = of_one_kind(torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(self.first(x).double())
+
+    network = n2nfx.trace(Two(), torch.zeros(1, 4))
+    outcome = Pipeline([N2NSkip(0.2, (1,))])(network)
+    kinds = {
+        skip.target: outcome.network.module.get_parameter(skip.weight).dtype
+        for skip in outcome.network.skips
+    }
+    assert kinds == {"first": torch.float32, "rest.2": torch.float64}
+    outcome.network.module(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("makes_tensors", [False, True])
+def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips(
+    makes_tensors: bool,
+) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(4, 4) for _ in range(3))
+            self.again = nn.Sequential(self.one)
+            self.three.weight = self.two.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.again(x + torch.ones(4) if makes_tensors else x)
+            return self.three(functional.relu(self.two(functional.relu(x))))
+
+    network = n2nfx.trace(Shared(), torch.zeros(1, 4))
+    result = Pipeline([RandomPruning(0.5), N2NSkip(0.2, (1,))])(network).network
+    assert [skip.target for skip in result.skips] == ["one"]
+    assert dict(result.module.named_parameters()).keys() >= {"one.weight", "two.weight"}
+    assert result.module(torch.randn(3, 4)).shape == (3, 4)
+
+
+# Real models, made small
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "vit": (
+        lambda: timm.create_model(
+            "vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=24, num_heads=3, num_classes=5
+        ),
+        64,
+    ),
+    "torchvision vit": (
+        lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=5),
+        32,
+    ),
+    "torchvision swin": (
+        lambda: torchvision.models.SwinTransformer(
+            [4, 4], 12, [2, 2], [2, 4], [4, 4], num_classes=5
+        ),
+        64,
+    ),
+    "torchvision convnext": (
+        lambda: torchvision.models.ConvNeXt(
+            [
+                torchvision.models.convnext.CNBlockConfig(8, 16, 2),
+                torchvision.models.convnext.CNBlockConfig(16, None, 2),
+            ],
+            num_classes=5,
+        ),
+        32,
+    ),
+    "mixer": (
+        lambda: timm.models.mlp_mixer.MlpMixer(
+            img_size=64, patch_size=16, embed_dim=24, num_blocks=3, num_classes=5
+        ),
+        64,
+    ),
+    "pvt": (
+        lambda: timm.create_model("pvt_v2_b0", embed_dims=(8, 16, 40, 32), num_classes=5),
+        32,
+    ),
+    "xcit": (
+        lambda: timm.create_model(
+            "xcit_nano_12_p8_224", img_size=32, depth=2, embed_dim=32, num_classes=5
+        ),
+        32,
+    ),
+}
+
+
+@cache
+def traced(name: str) -> Network:
+    """The network, no parameter of which is zero or tiny: its output shows every layer."""
+    build, size = MODELS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return n2nfx.trace(module, torch.zeros(1, 3, size, size))
+
+
+def outputs(network: Network, x: Tensor, training: bool) -> Tensor:
+    torch.manual_seed(2)
+    with torch.no_grad():
+        return network.module.train(training)(x)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("wiring", ["paper", "linear", "joint"])
+@pytest.mark.parametrize("hop", [2, 3])
+def test_silent_branches_change_no_bit_of_any_model_and_the_budget_is_exact(
+    name: str, wiring: Literal["paper", "linear", "joint"], hop: int
+) -> None:
+    network = traced(name)
+    budget = round(0.5 * network.size)
+    result = Pipeline([RandomPruning(0.5), N2NSkip(0.2, (hop,), wiring=wiring)])(network).network
+    assert result.nnz == budget
+    assert sum(skip.nnz for skip in result.skips) == round(0.2 * budget)
+    masks = {layer.weight: result.masks[layer.weight] for layer in result.layers}
+    without = Pipeline([])(replace(network, masks=Masks(masks))).network
+    size = MODELS[name][1]
+    x = torch.randn(2, 3, size, size)
+    assert not torch.equal(outputs(result, x, False), outputs(without, x, False))
+    with torch.no_grad():
+        for skip in result.skips:
+            result.module.get_parameter(skip.weight).zero_()
+    for training in (False, True):
+        assert torch.equal(outputs(result, x, training), outputs(without, x, training))
+    buffers = dict(result.module.named_buffers())
+    assert all(torch.equal(one, buffers[each]) for each, one in without.module.named_buffers())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_branch_keeps_examples_apart(name: str) -> None:
+    result = Pipeline([N2NSkip(0.2, (2, 3), wiring="linear")])(traced(name)).network
+    size = MODELS[name][1]
+    x = torch.randn(3, 3, size, size)
+    together = outputs(result, x, training=False)
+    alone = torch.cat([outputs(result, one, training=False) for one in x.split(1)])
+    assert torch.allclose(together, alone, atol=1e-4, rtol=1e-4)
+
+
+class Transposed(nn.Module):
+    """Places folded into the batch behind it, then before it, as many of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind, self.before, self.again = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        x = functional.relu(self.behind(x.reshape(-1, 4))).reshape(batch, 5, 4)
+        x = functional.relu(self.before(x.transpose(0, 1).reshape(-1, 4)))
+        return self.again(x).reshape(5, batch, 4).transpose(0, 1)
+
+
+def test_folds_of_one_size_and_different_orders_are_not_joined() -> None:
+    network = n2nfx.trace(Transposed(), torch.zeros(1, 5, 4))
+    branches = find_branches(network, Options(hops=(1,)))
+    assert [(skip.source, skip.target) for skip in branches.skips] == [("before", "again")]
+    reasons = {(refusal.source, refusal.target): refusal.reason for refusal in branches.refused}
+    orders = "the batch is folded 5 times at both ends, in different orders"
+    assert reasons["behind", "before"] == reasons["behind", "again"] == orders
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_record_alone_gives_the_same_graph_again(name: str) -> None:
+    records = TypeAdapter(tuple[Skip, ...])
+    for operation in (N2NSkip(0.2, (2, 3), wiring="linear"), ResSkip(hops=(3,))):
+        outcome = Pipeline([operation])(traced(name))
+        again = replace(traced(name), module=copy.deepcopy(traced(name).module))
+        read = records.validate_json(records.dump_json(outcome.network.skips))
+        assert read == outcome.network.skips
+        splice(again, read)
+        assert n2nfx.bake(outcome.network).text() == again.text()
+        size = MODELS[name][1]
+        assert_every_node_knows_its_shape(again, torch.randn(1, 3, size, size))

@@ -1,9 +1,13 @@
 """Chains, hops, legal pairs and refusals."""
 
+import warnings
+from collections.abc import Callable
 from itertools import pairwise
+from math import prod
 from typing import Literal
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +54,13 @@ def test_a_chain_of_n_layers_has_n_minus_hop_plus_one_pairs(hop: int) -> None:
 def test_a_hop_is_the_longest_path_so_identities_make_no_shortcuts() -> None:
     resnet = n2nfx.trace(build("torchvision:resnet18").module, torch.zeros(1, 3, 64, 64))
     sites = Sites(resnet.module, resnet.layers)
-    hops = {(a.name, b.name): hop for a, b, hop in sites.pairs(range(1, 19))}
+    names = [site.name for site in sites.sites]
+    hops = {
+        (names[source], names[target]): hop
+        for source in sites.sources()
+        for hop, targets in sites.within(source, 18).items()
+        for target in targets
+    }
     assert hops["conv1", "layer1.0.conv1"] == 1
     assert hops["conv1", "layer1.1.conv1"] == 3  # not 1, over the identity of layer1.0
     assert hops["input", "fc"] == 18
@@ -157,7 +167,7 @@ def test_eq_2_needs_a_nonlinearity_that_is_zero_at_zero(
     assert find_branches(chain, Options(hops=(1,), wiring="joint")).skips
 
 
-def test_a_folded_batch_is_refused() -> None:
+def test_a_folded_batch_is_refused_with_both_numbers() -> None:
     class Folded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -168,7 +178,7 @@ def test_a_folded_batch_is_refused() -> None:
 
     branches = find_branches(n2nfx.trace(Folded(), torch.zeros(1, 3, 4, 4)), Options(hops=(1,)))
     reasons = {(r.source, r.target): r.reason for r in branches.refused}
-    assert "batch is folded" in reasons["conv", "head"]
+    assert "not folded at the source and folded 16 times" in reasons["conv", "head"]
 
 
 def test_blocks_lie_end_to_end_and_stages_take_each_change_of_resolution_once() -> None:
@@ -263,3 +273,159 @@ def test_a_batch_that_is_squeezed_away_for_one_example_is_refused_not_stumbled_o
     branches = find_branches(n2nfx.trace(Squeezed(), torch.zeros(2, 3, 4, 4)), Options(hops=(1,)))
     assert ends(branches) == [("input", "conv")]
     assert [(r.source, r.target) for r in branches.refused] == [("conv", "head")]
+
+
+class Of(nn.Module):
+    """A module whose forward is a function of its layers, one a name, and its input."""
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self._function = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(self, x)
+
+
+def in_turns(*names: str, then: Callable[[Tensor], Tensor] = functional.relu) -> Network:
+    """A chain of maps and windows: a layer named w... sees its (B, 4, 4, C) as (B * 4, 4, C)."""
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        for name in names:
+            seen = x.reshape(-1, 4, 3) if name.startswith("w") else x
+            x = then(getattr(module, name)(seen)).reshape(x.shape)
+        return x
+
+    return n2nfx.trace(
+        Of(forward, **{name: nn.Linear(3, 3) for name in names}), torch.zeros(1, 4, 4, 3)
+    )
+
+
+def spans(branches: Branches) -> list[tuple[str, str, int]]:
+    return [(skip.source, skip.target, skip.hop) for skip in branches.skips]
+
+
+def told(branches: Branches) -> set[tuple[str, str, int]]:
+    return {(refusal.source, refusal.target, refusal.hop) for refusal in branches.refused}
+
+
+def test_where_shapes_forbid_a_pair_the_chain_goes_on_to_the_next_layer_that_fits() -> None:
+    branches = find_branches(in_turns("a", "w1", "b", "w2"), Options(hops=(1,)))
+    assert spans(branches) == [("input", "a", 1), ("a", "b", 2), ("w1", "w2", 2)]
+    assert told(branches) == {("a", "w1", 1), ("w1", "b", 1), ("b", "w2", 1)}
+    assert all("folded 4 times" in refusal.reason for refusal in branches.refused)
+
+
+def test_a_chain_goes_on_up_to_twice_the_hop() -> None:
+    network = in_turns("a", "w1", "w2", "w3", "b", "c", "d")
+    one, two = (find_branches(network, Options(hops=(hop,))) for hop in (1, 2))
+    assert not [span for span in spans(one) if span[0] == "a"]  # b is 4 away
+    assert ("a", "w2", 2) in told(one)
+    assert [span for span in spans(two) if span[0] == "a"] == [("a", "b", 4)]
+    assert {("a", "w2", 2), ("a", "w3", 3)} <= told(two)
+    assert [span for span in spans(two) if span[0] == "b"] == [("b", "d", 2)]
+
+
+def test_a_pair_that_fits_ends_the_search_and_no_branch_is_there_twice() -> None:
+    network = in_turns("a", "w1", "b", "w2", "c")
+    each = [spans(find_branches(network, Options(hops=(hop,)))) for hop in (1, 2)]
+    both = find_branches(network, Options(hops=(1, 2)))
+    assert ("a", "b", 2) in each[0]
+    assert ("a", "b", 2) in each[1]
+    assert sorted(spans(both)) == sorted({*each[0], *each[1]})
+    pairs = ends(both) + [(refusal.source, refusal.target) for refusal in both.refused]
+    assert len(pairs) == len(set(pairs))
+
+
+def test_a_chain_does_not_go_on_for_other_reasons_than_shape() -> None:
+    network = in_turns("a", "b", "c", then=torch.sigmoid)
+    branches = find_branches(network, Options(hops=(1,)))
+    assert not branches.skips
+    assert told(branches) == {("input", "a", 1), ("a", "b", 1), ("b", "c", 1)}
+    linear = find_branches(network, Options(hops=(1,), wiring="linear"))
+    assert len(linear.skips) == 3
+
+
+def test_a_larger_map_is_passed_over() -> None:
+    def hourglass(m: nn.Module, x: Tensor) -> Tensor:
+        x = functional.relu(m.b(functional.max_pool2d(functional.relu(m.a(x)), 2)))  # type: ignore[operator]
+        x = functional.relu(m.c(functional.interpolate(x, scale_factor=2)))  # type: ignore[operator]
+        return m.d(functional.max_pool2d(x, 2))  # type: ignore[operator]
+
+    convolutions = {name: nn.Conv2d(3, 3, 3, padding=1) for name in "abcd"}
+    branches = find_branches(
+        n2nfx.trace(Of(hourglass, **convolutions), torch.zeros(1, 3, 8, 8)), Options(hops=(1,))
+    )
+    assert ("b", "d", 2) in spans(branches)
+    assert {refusal.reason for refusal in branches.refused} == {"the target is larger: 4x4 to 8x8"}
+
+
+def test_attention_with_its_sequence_first_is_no_gate() -> None:
+    """Its output projection writes (N * B, C), which looks like one place."""
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, dropout=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a sequence first is slow
+        encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    network = n2nfx.trace(
+        Of(lambda m, x: m.body(x.transpose(0, 1)), body=encoder), torch.zeros(1, 5, 8)
+    )
+    sites = Sites(network.module, network.layers)
+    depths = {sites.sites[number].name: depth for number, depth in sites.depths().items()}
+    assert max(depths.values()) == 8
+    found = {
+        (skip.source, skip.target): skip
+        for skip in find_branches(network, Options(hops=(4,))).skips
+    }
+    out = found[
+        "body.layers.0.self_attn.out_proj.weight", "body.layers.1.self_attn.out_proj.weight"
+    ]
+    assert (out.kind, out.fold, out.places, out.uses) == ("linear", 5, (), 5)
+
+
+def test_ends_with_other_numbers_than_floats_of_one_kind_are_refused() -> None:
+    def mixed(m: nn.Module, x: Tensor) -> Tensor:
+        return m.c(m.b(functional.relu(m.a(x)).double()).to(torch.complex64))  # type: ignore[operator]
+
+    layers = {
+        "a": nn.Linear(3, 3),
+        "b": nn.Linear(3, 3, dtype=torch.float64),
+        "c": nn.Linear(3, 3, dtype=torch.complex64),
+    }
+    branches = find_branches(
+        n2nfx.trace(Of(mixed, **layers), torch.zeros(1, 3)), Options(hops=(1,))
+    )
+    reasons = {refusal.target: refusal.reason for refusal in branches.refused}
+    assert reasons == {
+        "b": "a is torch.float32, and b torch.float64",
+        "c": "c is not a floating-point tensor",
+    }
+
+
+def test_a_layer_that_is_called_twice_is_told_of_once() -> None:
+    def twice(m: nn.Module, x: Tensor) -> Tensor:
+        return m.b(m.a(x) + m.a(-x))  # type: ignore[operator]
+
+    network = n2nfx.trace(Of(twice, a=nn.Linear(3, 3), b=nn.Linear(3, 3)), torch.zeros(1, 3))
+    branches = find_branches(network, Options(hops=(1,)))
+    assert told(branches) == {("input", "a", 1), ("a", "b", 1)}
+    assert len(branches.refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "legal"),
+    [(nn.GELU(), True), (nn.PReLU(5), True), (nn.Softplus(), False), (nn.Sigmoid(), False)],
+)
+def test_eq_2s_nonlinearity_is_tried_on_tokens_and_maps_alike(
+    nonlinearity: nn.Module, legal: bool
+) -> None:
+    tokens = network(nn.Linear(4, 6), nonlinearity, shape=(5, 4))
+    last = network(nn.Linear(4, 6), nonlinearity, shape=(5, 2, 4))
+    for each in (tokens, last):
+        assert bool(find_branches(each, Options(hops=(1,))).skips) == legal
+
+
+def test_stages_are_changes_of_resolution_whatever_the_layout() -> None:
+    pyramid = n2nfx.trace(timm.create_model("pvt_v2_b0", num_classes=3), torch.zeros(1, 3, 32, 32))
+    stages = find_branches(pyramid, Options(hops=(3,), placement="stages", wiring="linear"))
+    assert [prod(skip.places) for skip in stages.skips] == [64, 16, 4, 1]
