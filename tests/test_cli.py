@@ -73,6 +73,46 @@ def test_the_tables_show_every_layer_skip_and_sum() -> None:
         assert piece in result.stdout
 
 
+def test_effective_weights_and_dead_channels_are_summed_and_told_for_every_layer() -> None:
+    data = json.loads(run(*MLP[:2], "--density", "0.01", "--skip-ratio", "0.5", "--json").stdout)
+    found, ledger = data["connectivity"], data["ledger"]
+    layers = [row for row in ledger if row["kind"] == "linear"]
+    assert found["effective"] == sum(row["effective"] for row in ledger)
+    assert found["effective_density"] == found["effective"] / N
+    assert 0 < found["effective"] < data["counts"]["kept"]
+    assert found["dead_channels"] == sum(row["dead_channels"] for row in layers) > 0
+    assert found["channels"] == 512 + 256 + 128 + 64
+    assert found["connected"]
+    assert found["hubs"] == []
+    shown = run(*MLP[:2], "--density", "0.01", "--skip-ratio", "0.5").stdout
+    sums = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
+    assert sums["effective"][1:3] == [f"{found['effective']:,}", f"{N:,}"]
+    assert sums["dead channels"][2:4] == [f"{found['dead_channels']:,}", f"{found['channels']:,}"]
+    assert "warning" not in shown
+
+
+def test_an_empty_layer_and_a_network_that_is_cut_get_a_warning() -> None:
+    shown = run(*MLP[:2], "--density", "0.00001", "--floor", "0")
+    assert shown.exit_code == 0
+    warnings = [line for line in shown.stdout.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert "no path of kept weights leads from its input to its output" in warnings[0]
+    assert warnings[1].endswith(": 4, 6")
+
+
+def test_operations_that_are_not_followed_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a = torch.nn.Linear(4, 4)\n"
+        "        self.b = torch.nn.Linear(4, 4)\n\n    def forward(self, x):\n"
+        "        return self.b(self.a(x).cumsum(1))\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    shown = run("transform", f"{file}:build", "--density", "0.5").stdout
+    assert "effective is an upper bound: cumsum (1 in all)" in shown
+
+
 def test_data_goes_to_stdout_and_narration_to_stderr() -> None:
     result = process(*MLP, "--json")
     assert result.returncode == 0

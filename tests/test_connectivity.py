@@ -393,6 +393,15 @@ def test_more_weights_never_mean_less_reach(
 # Upper bounds: what is not followed never makes less of the network than there is.
 
 
+def test_what_is_empty_depends_on_nothing() -> None:
+    model = Model(
+        lambda m, x: m.after(torch.cat([m.before(x), x[:, :0]], 1)), before=conv(6, 4),
+        after=conv(4, 2),
+    )  # fmt: skip
+    network = pruned(traced(model), 0.5)
+    assert counted(network) == by_change(network)
+
+
 HUBS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda x: torch.einsum("bchw->bhcw", x).movedim(1, 2) + x.flip(1),
     "sort": lambda x: x.sort(dim=1).values,

@@ -1,7 +1,7 @@
 """An outcome for a person, as tables, and for a program, as JSON data."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,53 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from n2nfx.network import Row
+from n2nfx.connectivity import Effective, count_effective
+from n2nfx.network import Network, Row
 from n2nfx.outcome import Outcome
 
 _WIDTH = 100  # where stdout is no terminal
+_TOLD = 3  # operations that are named
 
 
 def as_data(outcome: Outcome) -> dict[str, Any]:
     """Everything of an outcome but its tensors, as JSON data."""
     plan = outcome.plan.model_dump(mode="json")
     network = outcome.network
+    found = count_effective(network)
     return {
         "model": network.origin.name,
         "notes": list(network.notes),
         "counts": plan["counts"],
         "density": network.density,
         "flop_density": network.flop_density,
-        "ledger": [row._asdict() for row in network.ledger()],
+        "connectivity": {
+            "effective": found.effective_nnz,
+            "effective_density": found.effective_density,
+            "channels": found.channels,
+            "dead_channels": found.dead_channels,
+            "connected": found.connected,
+            "hubs": list(found.hubs),
+        },
+        "ledger": _ledger(network, found),
         "refused": [asdict(refusal) for refusal in network.refused],
         "steps": plan["steps"],
         "versions": plan["versions"],
         "graph_sha256": outcome.graph_sha256,
     }
+
+
+def _ledger(network: Network, found: Effective) -> list[dict[str, Any]]:
+    """The ledger's rows, with what paths make of each; a residual skip has no weights for any."""
+    paths = {row.weight: row for row in (*found.layers, *found.skips)}
+    return [
+        {
+            **row._asdict(),
+            "effective": paths[row.weight].effective if row.weight in paths else 0,
+            "channels": paths[row.weight].channels if row.weight in paths else 0,
+            "dead_channels": paths[row.weight].dead if row.weight in paths else 0,
+        }
+        for row in network.ledger()
+    ]
 
 
 def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> None:
@@ -43,7 +68,12 @@ def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> N
     console.print(_layers(rows[: len(network.layers)]))
     if network.skips:
         console.print(_skips(outcome))
-    console.print(_sums(outcome, asked))
+    found = count_effective(network)
+    console.print(_sums(outcome, asked, found))
+    for warning in _warnings(found):
+        console.print(f"warning: {warning}", soft_wrap=True)
+    if found.hubs:
+        console.print(_unfollowed(found.hubs), soft_wrap=True)
     reasons = Counter(refusal.reason for refusal in network.refused)
     for reason, count in reasons.most_common():
         console.print(f"no skip between {count} pairs of layers: {reason}", soft_wrap=True)
@@ -67,7 +97,22 @@ def _skips(outcome: Outcome) -> Table:
     return table
 
 
-def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
+def _warnings(found: Effective) -> Iterator[str]:
+    """What makes a network useless, or a layer."""
+    if not found.connected:
+        yield "the network is cut: no path of kept weights leads from its input to its output"
+    if found.empty_layers:
+        yield f"without a single weight: {', '.join(found.empty_layers)}"
+
+
+def _unfollowed(hubs: Sequence[str]) -> str:
+    """Which operations are not followed channel by channel, the first of them by name."""
+    names = list(dict.fromkeys(hubs))
+    told = ", ".join(names[:_TOLD]) + (", ..." if len(names) > _TOLD else "")
+    return f"taken as a whole, so that effective is an upper bound: {told} ({len(hubs)} in all)"
+
+
+def _sums(outcome: Outcome, asked: Mapping[str, Any], found: Effective) -> Table:
     network, counts = outcome.network, outcome.counts
     table = _table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
     table.add_row(
@@ -86,6 +131,20 @@ def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
         table.add_row(
             name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", _percent(count, counts.kept)
         )
+    table.add_row(
+        "effective",
+        "",
+        f"{found.effective_nnz:,}",
+        f"{counts.reference:,}",
+        _percent(found.effective_nnz, counts.reference),
+    )
+    table.add_row(
+        "dead channels",
+        "",
+        f"{found.dead_channels:,}",
+        f"{found.channels:,}",
+        _percent(found.dead_channels, found.channels),
+    )
     table.add_row(
         "multiply-adds",
         "",

@@ -66,6 +66,8 @@ def move(loom: Loom, values: Sequence[Value], run: Run, stacked: bool = False) -
 def _value(loom: Loom, numbers: _Numbers, moved: Tensor, stacked: bool) -> Value:
     """The value whose channels are where the numbers are."""
     shape = tuple(moved.shape)
+    if not moved.numel():
+        return Value(None, shape)
     found, axes = _apart(moved.numpy())
     parts = list(_by_operand(loom, numbers, found))
     if len(parts) > 1 and not stacked:
