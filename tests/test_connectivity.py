@@ -462,6 +462,54 @@ def test_a_weight_that_a_function_uses_is_masked_as_any_other() -> None:
     ]
 
 
+def test_parts_of_one_weight_are_counted_apart() -> None:
+    """As attention does with its three projections."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        first, second = m.matrix.transpose(0, 1).split([3, 5], dim=1)
+        return functional.linear(
+            functional.linear(x, first.transpose(0, 1)), second[:3].transpose(0, 1)
+        )
+
+    network = traced(Model(body, matrix=nn.Parameter(torch.ones(8, 6))), (6,))
+    layer = Layer("matrix", "linear", "matrix", (8, 6), (6,), (3,), 1)
+    mask = torch.ones(8, 6) > 0
+    mask[1] = False  # one of the three that the second part reads
+    mask[3, 0] = False
+    found = count_effective(replace(network, layers=(layer,), masks=Masks({"matrix": mask})))
+    (row,) = found.layers
+    assert (row.kept, row.channels, row.dead) == (41, 3 + 5, 1)
+    assert row.effective == 2 * 6 + (5 * 2 - 1)
+
+
+def test_a_layer_inside_a_module_that_is_called_whole_counts_as_effective() -> None:
+    network = traced(nn.Sequential(conv(6, 3), conv(3, 2)))
+    hidden = Layer("hidden", "linear", "2.weight", (4, 5), (5,), (4,), 1)
+    network.module.add_module("2", linear(5, 4))
+    found = count_effective(replace(network, layers=(*network.layers, hidden)))
+    assert (found.layers[2].kept, found.layers[2].effective, found.layers[2].channels) == (
+        20,
+        20,
+        0,
+    )
+    cut = replace(
+        network,
+        layers=(*network.layers, hidden),
+        masks=Masks({"1.weight": torch.zeros(2, 3, 1, 1) > 0}),
+    )
+    assert count_effective(cut).effective_nnz == 0
+
+
+def test_what_is_given_in_a_case_is_an_output() -> None:
+    model = Model(
+        lambda m, x: {"maps": [m.first(x)], "more": (m.second(x), None)},
+        first=conv(6, 3),
+        second=conv(6, 2),
+    )
+    found = count_effective(traced(model))
+    assert (found.effective_nnz, found.dead_channels) == (30, 0)
+
+
 def test_what_reads_a_learned_table_reads_an_input() -> None:
     model = Model(
         lambda m, x: m.fc(x) + m.table_fc(m.table),

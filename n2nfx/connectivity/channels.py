@@ -19,7 +19,6 @@ from n2nfx.errors import CannotOperate
 from n2nfx.network import Network
 from n2nfx.tracing.ops import is_in_place, is_view, name_of
 from n2nfx.tracing.tape import Spec
-from n2nfx.tracing.unify import ModeSwitch
 
 _BATCH = 2
 
@@ -38,8 +37,10 @@ class _Walk:
 
     def __init__(self, network: Network) -> None:
         self._module = network.module
-        self._order = {node: place for place, node in enumerate(network.module.graph.nodes)}
+        graphs = _graphs(network.module)
+        self._order = {node: place for graph in graphs for place, node in enumerate(graph.nodes)}
         self._weights = Weights(network)
+        self._training = False
         self._loom = Loom()
         self._values: dict[fx.Node, Any] = {}
         self._roots: dict[fx.Node, fx.Node] = {}  # whose memory a node's value may share
@@ -50,12 +51,9 @@ class _Walk:
 
     def walk(self) -> ChannelMap:
         outputs: list[Value] = []
-        for node in self._module.graph.nodes:
-            if node.op == "output":
-                outputs = live_values(map_arg(node.args, self._values.__getitem__))
-                continue
-            self._values[node] = self._value(node)
-            self._heed_memory(node)
+        for graph in _graphs(self._module):
+            self._training = graph is not self._module.graph
+            outputs += self._walk(graph)
         return ChannelMap(
             sizes=tuple(self._loom.sizes),
             links=tuple(self._loom.links),
@@ -63,6 +61,15 @@ class _Walk:
             outputs=tuple(value.number for value in outputs if value.number is not None),
             hubs=tuple(self._hubs),
         )
+
+    def _walk(self, graph: fx.Graph) -> list[Value]:
+        """Give every node of a graph its value, and the outputs back."""
+        for node in graph.nodes:
+            if node.op == "output":
+                return live_values(map_arg(node.args, self._values.__getitem__))
+            self._values[node] = self._value(node)
+            self._heed_memory(node)
+        return []
 
     def _value(self, node: fx.Node) -> Any:
         spec = _require_spec(node)
@@ -73,8 +80,10 @@ class _Walk:
         call = self._call(node, spec)
         if name_of(node) == "setitem":
             return self._set(call)
+        if _is_element(call):
+            return _element(call)
         if spec is None:
-            return _plain(call)
+            return _plain(call, self._training)
         use = self._weights.use_at(call)
         if use is not None:
             return self._weighted(call, use)
@@ -116,7 +125,7 @@ class _Walk:
         axis = len(call.shape) - 1 - use.places
         read = self._along(call, call.first, axis)
         made = self._loom.make(call.shape, (axis,))
-        self._loom.link(made, read, self._weights.relation(use))
+        self._loom.link(made, read, use.relation())
         for other in call.values:
             if other != call.first:
                 self._loom.link(made, other, Every())
@@ -179,6 +188,8 @@ class _Walk:
     def _shape(self, spec: tuple[Spec, Spec]) -> tuple[int, ...]:
         """A tensor's shape for the batch of the walk, by those at two others."""
         (small, large), (few, many) = spec, self._batches
+        if few == many:  # the shapes for one batch are all there is
+            return large.shape
         if len(small.shape) != len(large.shape):  # a batch of one was squeezed away
             return tuple(_BATCH if size == many else size for size in large.shape)
         both = zip(small.shape, large.shape, strict=True)
@@ -214,14 +225,36 @@ def _each_value(values: Any, change: Callable[[Value], Value]) -> Any:
     return map_aggregate(values, visit)
 
 
-def _plain(call: Call) -> Any:
-    """A number, device or switch, computed as the network computes it in evaluation."""
-    if call.module is not None:
-        return call.module.in_eval if isinstance(call.module, ModeSwitch) else None
+def _graphs(module: fx.GraphModule) -> tuple[fx.Graph, ...]:
+    """The module's graph, and that for training where it has another one."""
+    training = getattr(module, "training_graph", None)
+    return (module.graph,) if training is None else (module.graph, training)
+
+
+def _is_element(call: Call) -> bool:
+    """Whether a call takes one of several things that another gave."""
+    name = name_of(call.node)
+    held = call.args[0] if call.args else None
+    return name in ("getitem", "getattr") and isinstance(held, list | tuple | dict)
+
+
+def _element(call: Call) -> Any:
+    held, key = call.args
+    if not isinstance(held, dict):
+        return held[key]
+    return {getattr(own, "name", own): item for own, item in held.items()}[key]
+
+
+def _plain(call: Call, training: bool) -> Any:
+    """A number, device or switch, computed as the network computes it; or a case for values."""
+    if call.module is not None:  # a switch
+        return vars(call.module).get("in_train" if training else "in_eval")
     if call.node.op == "call_method":
         return call.args[0].shape[call.args[1]] if call.node.target == "size" else None
     if call.node.target is getattr:
         return torch.device("cpu")
+    if call.values:  # put into something else, to be given back
+        return call.values
     assert callable(call.node.target)
     return call.node.target(*call.args, **call.kwargs)
 

@@ -7,7 +7,7 @@ Connectivity Matters, 2021).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,7 +29,9 @@ class Counted(Protocol):
 class EffectiveRow:
     """One weight: how many of its entries are kept, and how many of these lie on a path.
 
-    `channels` are the output channels of its layer, `dead` those that no path leads through.
+    `channels` are the output channels of its layer, `dead` those that no path leads through. Of a
+    layer inside a module that is called whole, all kept weights count as effective if any are, and
+    no channels.
     """
 
     name: str
@@ -92,14 +94,15 @@ def follow(
     Time is linear in the number of weights.
     """
     reached, needed = _reached(channels), _needed(channels)
-    found = _Found(reached, needed)
+    connected = any(reached[output].any() for output in channels.outputs)
+    found = _Found(reached, needed, connected)
     for link in channels.links:
         found.add(link)
     return Effective(
         layers=tuple(map(found.row, layers)),
         skips=tuple(map(found.row, skips)),
         size=size,
-        connected=any(reached[output].any() for output in channels.outputs),
+        connected=connected,
         hubs=channels.hubs,
     )
 
@@ -132,35 +135,44 @@ def _all_at(sizes: Sequence[int], places: Iterable[int]) -> list[np.ndarray]:
 class _Found:
     """What the calls of each weight make of it together: a weight may be used more than once."""
 
-    def __init__(self, reached: list[np.ndarray], needed: list[np.ndarray]) -> None:
+    def __init__(
+        self, reached: list[np.ndarray], needed: list[np.ndarray], connected: bool
+    ) -> None:
         self._reached = reached
         self._needed = needed
-        self._counts: dict[str, np.ndarray] = {}
-        self._used: dict[str, np.ndarray] = {}
-        self._alive: dict[str, dict[int, np.ndarray]] = {}
+        self._connected = connected
+        self._counts: dict[str, dict[str, np.ndarray]] = {}
+        self._used: dict[str, dict[str, np.ndarray]] = {}
+        self._alive: dict[str, dict[tuple[str, int], np.ndarray]] = {}
 
     def add(self, link: Link) -> None:
         """Take in one call of a weight; other links have none."""
         relation = link.relation
-        if not isinstance(relation, Weighted) or relation.weight is None:
+        if not isinstance(relation, Weighted) or not relation.weight:
             return
-        name, target = relation.weight, link.target
+        name, part, target = relation.weight, relation.part, link.target
         used = relation.between(self._reached[link.source], self._needed[target])
         alive = self._reached[target] & self._needed[target]
-        by_size = self._alive.setdefault(name, {})
-        self._counts[name] = relation.counts
-        self._used[name] = used | self._used[name] if name in self._used else used
-        by_size[alive.size] = alive | by_size[alive.size] if alive.size in by_size else alive
+        self._counts.setdefault(name, {})[part] = relation.counts
+        _unite(self._used.setdefault(name, {}), part, used)
+        _unite(self._alive.setdefault(name, {}), (part, alive.size), alive)
 
     def row(self, counted: Counted) -> EffectiveRow:
-        """The row of one weight."""
-        name = counted.weight
-        alive = self._alive[name].values()
+        """The row of one weight. What a module called whole does with its own is not known."""
+        name, kept = counted.weight, counted.kept
+        if name not in self._used:
+            return EffectiveRow(counted.name, name, kept, kept if self._connected else 0, 0, 0)
+        counts, alive = self._counts[name], self._alive[name].values()
+        used = self._used[name].items()
         return EffectiveRow(
             name=counted.name,
             weight=name,
-            kept=counted.kept,
-            effective=int((self._counts[name] * self._used[name]).sum(dtype=np.int64)),
+            kept=kept,
+            effective=min(kept, sum(int((counts[part] * of).sum()) for part, of in used)),
             channels=sum(channels.size for channels in alive),
             dead=sum(int(channels.size - channels.sum()) for channels in alive),
         )
+
+
+def _unite(found: dict[Any, np.ndarray], key: Any, more: np.ndarray) -> None:
+    found[key] = found[key] | more if key in found else more

@@ -18,6 +18,7 @@ from n2nfx.connectivity.relations import Pairs, numbered
 from n2nfx.connectivity.values import Loom, Value
 
 _MOST = 2**20  # channels of one value: more are places that were mistaken for channels
+_EXACT = 2**24  # whole numbers that single precision tells apart
 
 
 class Unfollowed(Exception):
@@ -32,11 +33,16 @@ class _Numbers:
     firsts: tuple[int, ...]
 
     def of(self, value: Value) -> Tensor:
+        """Without memory for more than its channels, which most views are content with."""
         if value.number is None:
-            return torch.zeros(value.shape, dtype=torch.float64)
+            return torch.zeros(()).expand(value.shape)
         places = [size if axis in value.axes else 1 for axis, size in enumerate(value.shape)]
         numbers = numbered(value.grid).reshape(places) + self.firsts[self.values.index(value)]
-        return torch.from_numpy(numbers).double().expand(value.shape).contiguous()
+        return torch.from_numpy(numbers).float().expand(value.shape)
+
+    def laid_out(self, value: Value) -> Tensor:
+        """In memory position by position, as some views need it."""
+        return self.of(value).contiguous()
 
 
 Run = Callable[[Callable[[Value], Tensor]], Any]
@@ -53,14 +59,24 @@ def move(loom: Loom, values: Sequence[Value], run: Run, stacked: bool = False) -
     known = tuple(dict.fromkeys(value for value in values if value.number is not None))
     sizes = [loom.size(value) for value in known]
     numbers = _Numbers(known, tuple(1 + sum(sizes[:index]) for index in range(len(sizes))))
-    with torch.no_grad():
-        try:
-            moved = run(numbers.of)
-        except RuntimeError as error:  # what torch does with other numbers only
-            raise Unfollowed from error
+    if sum(sizes) >= _EXACT:
+        raise Unfollowed
+    moved = _run(run, numbers)
     if isinstance(moved, Tensor):
         return _value(loom, numbers, moved, stacked)
     return [_value(loom, numbers, part, stacked) for part in moved]
+
+
+def _run(run: Run, numbers: _Numbers) -> Any:
+    with torch.no_grad():
+        try:
+            return run(numbers.of)
+        except RuntimeError:
+            pass
+        try:
+            return run(numbers.laid_out)
+        except RuntimeError as error:  # what torch does with other numbers only
+            raise Unfollowed from error
 
 
 def _value(loom: Loom, numbers: _Numbers, moved: Tensor, stacked: bool) -> Value:
@@ -68,7 +84,8 @@ def _value(loom: Loom, numbers: _Numbers, moved: Tensor, stacked: bool) -> Value
     shape = tuple(moved.shape)
     if not moved.numel():
         return Value(None, shape)
-    found, axes = _apart(moved.numpy())
+    repeated = tuple(slice(None if stride else 1) for stride in moved.stride())
+    found, axes = _apart(moved[repeated].numpy())
     parts = list(_by_operand(loom, numbers, found))
     if len(parts) > 1 and not stacked:
         axes = sorted({axis for _, part in parts for axis in _apart(part)[1]}) or axes

@@ -59,12 +59,14 @@ class Every:
 class Weighted:
     """A channel depends on those that a kept weight joins it to.
 
-    `weight` is the weight's name, or None where it is not prunable. `counts` says how many kept
+    `weight` is the weight's name, empty where it is not prunable; `part` tells apart the calls
+    that use other parts of it, and is empty where all of it is used. `counts` says how many kept
     weights each entry of its first two dimensions has: (out, in / groups), or (in, out / groups)
     where the convolution is `transposed`.
     """
 
-    weight: str | None
+    weight: str
+    part: str
     counts: np.ndarray
     groups: int
     transposed: bool
