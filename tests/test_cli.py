@@ -40,7 +40,7 @@ def test_help_and_version_load_no_torch() -> None:
 
 def test_every_command_has_help_and_is_listed() -> None:
     listed = run("--help").stdout
-    for command in ("transform", "models", "passes"):
+    for command in ("transform", "inspect", "models", "passes"):
         assert command in listed
         assert run(command, "--help").exit_code == 0
 
@@ -187,6 +187,13 @@ def test_force_replaces_an_older_artifact(tmp_path: Path) -> None:
         ([*MLP[:2], "--density", "0.9", "--skip-ratio", "0.9"], 3, "hold at most 425,984"),
         ([*MLP[:2], "--density", "0.001", "--floor", "1000"], 3, "1000"),
         (["transfrom"], 2, "transform"),
+        (["inspect"], 2, "MODEL"),
+        (["inspect", "resnet5O"], 2, "resnet50"),
+        (["inspect", "n2nfx:mlp", "--hops", "0"], 2, "hops"),
+        (["inspect", "n2nfx:mlp", "--hops", "two"], 2, "two"),
+        (["inspect", "n2nfx:mlp", "--wiring", "papper"], 2, "paper"),
+        (["inspect", "n2nfx:mlp", "--num-classes", "0"], 2, "num_classes"),
+        (["inspect", "n2nfx:vgg19_cifar", "--input", "4,32,32"], 3, "channels"),
         (["models", "no-such-thing"], 2, "no-such-thing"),
     ],
 )  # fmt: skip
@@ -236,6 +243,105 @@ def test_an_interrupt_leaves_nothing_and_exits_130(
     result = run(*MLP, "--out", str(tmp_path / "out"))
     assert result.exit_code == 130
     assert list(tmp_path.iterdir()) == []
+
+
+# What a model is made of.
+
+
+def test_inspect_tells_layers_totals_and_skips_for_every_hop() -> None:
+    result = run("inspect", "n2nfx:mlp", "--hops", "2,3", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["schema"] == "n2nfx.inspect/1"
+    assert data["name"] == "n2nfx:mlp"
+    assert [spec["shape"] for spec in data["inputs"]] == [[1, 3072]]
+    totals, layers = data["totals"], data["layers"]
+    assert (totals["layers"], totals["weights"], totals["multiply_adds"]) == (4, N, N)
+    assert totals["nodes"] == 9
+    assert totals["trace_ms"] > 0
+    assert [layer["name"] for layer in layers] == ["0", "2", "4", "6"]
+    assert sum(layer["size"] for layer in layers) == N
+    assert {layer["layout"] for layer in layers} == {"vectors"}
+    two, three = data["hops"]
+    assert (two["hop"], three["hop"]) == (2, 3)
+    assert [(s["source"], s["target"], s["size"]) for s in three["skips"]] == [
+        ("input", "4", 128 * 3072),
+        ("0", "6", 64 * 512),
+    ]
+    for found in (two, three, data["together"]):
+        assert found["room"] == sum(skip["size"] for skip in found["skips"])
+    assert data["together"]["room"] == two["room"] + three["room"]
+    assert data["notes"] == []
+
+
+def test_what_inspect_says_a_hop_can_hold_is_what_transform_can_spend() -> None:
+    (found,) = json.loads(run("inspect", "timm:resnet18", "--hops", "3", "--json").stdout)["hops"]
+    room = found["room"]
+    job = ["transform", "timm:resnet18", "--density", "1", "--skip-ratio", "0.99", "--json"]
+    refused = run(*job)
+    assert refused.exit_code == 3
+    assert f"hold at most {room:,}" in refused.stderr
+
+
+def test_inspect_groups_layers_by_how_they_are_laid_out(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.stem = torch.nn.Conv2d(3, 8, 2)\n"
+        "        self.last = torch.nn.Linear(8, 8)\n"
+        "        self.token = torch.nn.Linear(8, 8)\n"
+        "        self.window = torch.nn.Linear(8, 8)\n"
+        "        self.head = torch.nn.Linear(8, 5)\n\n    def forward(self, x):\n"
+        "        x = self.last(self.stem(x).permute(0, 2, 3, 1))\n"
+        "        x = self.token(x.flatten(1, 2))\n"
+        "        x = self.window(x.reshape(-1, 7, 8)).reshape(-1, 49, 8)\n"
+        "        return self.head(x.mean(1))\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 3, 8, 8)\n"
+    )
+    result = run("inspect", f"{file}:build", "--json")
+    assert result.exit_code == 0, result.output
+    layouts = {layer["name"]: layer["layout"] for layer in json.loads(result.stdout)["layers"]}
+    assert layouts == {
+        "stem": "maps",
+        "last": "maps, channels last",
+        "token": "tokens",
+        "window": "tokens, batch folded",
+        "head": "vectors",
+    }
+
+
+def test_the_tables_of_inspect_show_layers_layouts_skips_and_refusals() -> None:
+    result = run("inspect", "torchvision:resnet18")
+    assert result.exit_code == 0, result.output
+    assert "tracing" not in result.stdout
+    for piece in (
+        "layer4.1.conv2",
+        "512x512x3x3",
+        "11,678,912",
+        "1,814,073,344",
+        "multiply-adds",
+        "maps",
+        "vectors",
+        "all of these",
+        "the same branch as another pair has",
+    ):
+        assert piece in result.stdout
+
+
+def test_inspect_tells_what_is_not_prunable_and_why(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a = torch.nn.Linear(4, 4)\n"
+        "        self.b = torch.nn.Parameter(torch.ones(2, 4, 4))\n\n    def forward(self, x):\n"
+        "        return torch.nn.functional.linear(self.a(x), self.b[0] + self.b[1])\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    result = run("inspect", f"{file}:build")
+    assert result.exit_code == 0, result.output
+    assert any(
+        line.startswith("note: ") and "not prunable" in line for line in result.stdout.splitlines()
+    )
 
 
 def test_models_filters_and_passes_lists_arguments() -> None:

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from n2nfx.cli.tables import console, percent, table, times
 from n2nfx.connectivity import Effective, count_effective
 from n2nfx.network import Network, Row
 from n2nfx.outcome import Outcome
 
-_WIDTH = 100  # where stdout is no terminal
 _TOLD = 3  # operations that are named
 
 
@@ -60,41 +59,39 @@ def _ledger(network: Network, found: Effective) -> list[dict[str, Any]]:
 
 def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> None:
     """Print the ledger: each layer, each skip, and the sums last."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    out = console()
     network = outcome.network
     rows = network.ledger()
-    console.print(_layers(rows[: len(network.layers)]))
+    out.print(_layers(rows[: len(network.layers)]))
     if network.skips:
-        console.print(_skips(outcome))
+        out.print(_skips(outcome))
     found = count_effective(network)
-    console.print(_sums(outcome, asked, found))
+    out.print(_sums(outcome, asked, found))
     for warning in _warnings(found):
-        console.print(f"warning: {warning}", soft_wrap=True)
+        out.print(f"warning: {warning}", soft_wrap=True)
     if found.hubs:
-        console.print(_unfollowed(found.hubs), soft_wrap=True)
+        out.print(_unfollowed(found.hubs), soft_wrap=True)
     reasons = Counter(refusal.reason for refusal in network.refused)
     for reason, count in reasons.most_common():
-        console.print(f"no skip between {count} pairs of layers: {reason}", soft_wrap=True)
+        out.print(f"no skip between {count} pairs of layers: {reason}", soft_wrap=True)
     for file in files:
-        console.print(f"wrote {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
+        out.print(f"wrote {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
 
 
 def _layers(rows: Sequence[Row]) -> Table:
-    table = _table("layer", "weight", *("size", "kept", "density", "uses"))
+    made = table("layer", "weight", *("size", "kept", "density", "uses"))
     for row in rows:
-        numbers = f"{row.size:,}", f"{row.kept:,}", _percent(row.kept, row.size), f"{row.uses:,}"
-        table.add_row(row.name, _shape(row.shape), *numbers)
-    return table
+        numbers = f"{row.size:,}", f"{row.kept:,}", percent(row.kept, row.size), f"{row.uses:,}"
+        made.add_row(row.name, times(row.shape), *numbers)
+    return made
 
 
 def _skips(outcome: Outcome) -> Table:
-    table = _table("skip from", "to", *("hop", "weight", "room", "kept"), left=2)
+    made = table("skip from", "to", *("hop", "weight", "room", "kept"), left=2)
     for skip in outcome.network.skips:
-        numbers = _shape(skip.weight_shape), f"{skip.size:,}", f"{skip.nnz:,}"
-        table.add_row(skip.source, skip.target, str(skip.hop), *numbers)
-    return table
+        numbers = times(skip.weight_shape), f"{skip.size:,}", f"{skip.nnz:,}"
+        made.add_row(skip.source, skip.target, str(skip.hop), *numbers)
+    return made
 
 
 def _warnings(found: Effective) -> Iterator[str]:
@@ -114,13 +111,13 @@ def _unfollowed(hubs: Sequence[str]) -> str:
 
 def _sums(outcome: Outcome, asked: Mapping[str, Any], found: Effective) -> Table:
     network, counts = outcome.network, outcome.counts
-    table = _table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
-    table.add_row(
+    made = table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
+    made.add_row(
         "weights",
         f"{asked['density']:.4%}",
         f"{counts.kept:,}",
         f"{counts.reference:,}",
-        _percent(counts.kept, counts.reference),
+        percent(counts.kept, counts.reference),
     )
     ratio = asked["skip_ratio"]
     split = [
@@ -128,44 +125,28 @@ def _sums(outcome: Outcome, asked: Mapping[str, Any], found: Effective) -> Table
         (f"  in {len(network.skips)} skips", ratio, counts.skip),
     ]
     for name, share, count in split if ratio else ():
-        table.add_row(
-            name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", _percent(count, counts.kept)
+        made.add_row(
+            name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", percent(count, counts.kept)
         )
-    table.add_row(
+    made.add_row(
         "effective",
         "",
         f"{found.effective_nnz:,}",
         f"{counts.reference:,}",
-        _percent(found.effective_nnz, counts.reference),
+        percent(found.effective_nnz, counts.reference),
     )
-    table.add_row(
+    made.add_row(
         "dead channels",
         "",
         f"{found.dead_channels:,}",
         f"{found.channels:,}",
-        _percent(found.dead_channels, found.channels),
+        percent(found.dead_channels, found.channels),
     )
-    table.add_row(
+    made.add_row(
         "multiply-adds",
         "",
         f"{counts.multiply_adds:,}",
         f"{counts.reference_multiply_adds:,}",
-        _percent(counts.multiply_adds, counts.reference_multiply_adds),
+        percent(counts.multiply_adds, counts.reference_multiply_adds),
     )
-    return table
-
-
-def _table(*columns: str, left: int = 2) -> Table:
-    """A table whose first columns are words and whose others are numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.4%}" if whole else ""
+    return made
