@@ -88,7 +88,7 @@ def test_effective_weights_and_dead_channels_are_summed_and_told_for_every_layer
     sums = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
     assert sums["effective"][1:3] == [f"{found['effective']:,}", f"{N:,}"]
     assert sums["dead channels"][2:4] == [f"{found['dead_channels']:,}", f"{found['channels']:,}"]
-    assert "warning" not in shown
+    assert "\nwarning: " not in shown
 
 
 def test_an_empty_layer_and_a_network_that_is_cut_get_a_warning() -> None:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import n2nfx
+from n2nfx.bind import bind
 from n2nfx.connectivity import Effective, count_effective
+from n2nfx.connectivity.channels import channel_map
 from n2nfx.masks import Masks
 from n2nfx.models import build
 from n2nfx.network import Layer, Network
@@ -219,6 +221,14 @@ def attention(x: Tensor) -> Tensor:
     return mixed.transpose(2, 3).reshape(x.shape)
 
 
+def scaled_dot_product(x: Tensor) -> Tensor:
+    heads = x.flatten(2).reshape(x.shape[0], 3, 4, 64).transpose(2, 3)
+    mixed = functional.scaled_dot_product_attention(
+        heads, heads.roll(1, 1), heads.flip(1), scale=1e-5
+    )
+    return mixed.transpose(2, 3).reshape(x.shape)
+
+
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "activation": functional.relu,
     "dropout": lambda x: functional.dropout(x, 0.5, training=False),
@@ -251,6 +261,8 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "assign": assigned,
     "overwrite": overwritten,
     "attention": attention,
+    "scaled dot product": scaled_dot_product,
+    "lower rank": lambda x: x + x.mean(0).roll(1, 0),
     "where": lambda x: torch.where(torch.arange(8) > 3, x, x.roll(1, 1)),
     "unused": lambda x: x[:, :6].repeat(1, 2, 1, 1),
 }  # fmt: skip
@@ -407,6 +419,11 @@ HUBS: dict[str, Callable[[Tensor], Tensor]] = {
     "sort": lambda x: x.sort(dim=1).values,
     "gather": lambda x: x[:, torch.arange(11, -1, -1)],
     "view": through_a_view,
+    "windows of channels": lambda x: (
+        functional.avg_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)
+        .transpose(1, 2)
+        .unflatten(2, (8, 8))
+    ),
 }
 
 
@@ -421,6 +438,37 @@ def test_an_operation_without_a_rule_is_told_and_never_understates(name: str) ->
     for (_, low, dead), row in zip(by_change(network), found.layers, strict=True):
         assert row.effective >= low
         assert row.dead <= dead
+
+
+def test_a_convolution_over_the_channels_themselves_is_an_upper_bound() -> None:
+    model = Model(
+        lambda m, x: m.after(m.over(m.before(x).mean((2, 3))[:, None])[:, 0]),
+        before=conv(6, 12),
+        over=nn.Conv1d(1, 1, 3, padding=1, bias=False),
+        after=linear(12, 5),
+    )
+    network = pruned(traced(model), 0.4)
+    found = count_effective(network)
+    assert found.hubs == ("over",)
+    for (_, low, dead), row in zip(by_change(network), found.layers, strict=True):
+        assert row.effective >= low
+        assert row.dead <= dead
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: torch.cat([x, x.roll(1, 1)], dim=2),
+        lambda x: functional.pad(x, (1, 1, 1, 1)),
+        lambda x: torch.cat([torch.ones_like(x)[:, :, :1], x], dim=2),
+    ],
+    ids=["tokens", "padding", "a learned token"],
+)
+def test_places_are_not_mistaken_for_channels(operation: Callable[[Tensor], Tensor]) -> None:
+    model = Model(
+        lambda m, x: m.after(operation(m.before(x))), before=conv(6, 12), after=conv(12, 5)
+    )
+    assert max(channel_map(traced(model)).sizes) == 12
 
 
 def test_a_module_that_is_called_whole_is_a_hub_by_its_path() -> None:
@@ -444,6 +492,8 @@ def test_a_tied_weight_is_effective_where_any_of_its_calls_makes_it_so() -> None
     both = count_effective(traced(twice, (4,))).layers[0]
     assert (once.effective, once.channels, once.dead) == (8, 4, 2)
     assert (both.effective, both.channels, both.dead) == (16, 4, 0)
+    last = Model(lambda m, x: m.fc(m.fc(x))[:, :2], fc=linear(4, 4))
+    assert count_effective(traced(last, (4,))).layers[0].effective == 16
 
 
 def test_a_weight_that_a_function_uses_is_masked_as_any_other() -> None:
@@ -476,10 +526,36 @@ def test_parts_of_one_weight_are_counted_apart() -> None:
     mask = torch.ones(8, 6) > 0
     mask[1] = False  # one of the three that the second part reads
     mask[3, 0] = False
-    found = count_effective(replace(network, layers=(layer,), masks=Masks({"matrix": mask})))
-    (row,) = found.layers
+    network = replace(network, layers=(layer,), masks=Masks({"matrix": mask}))
+    (row,) = count_effective(network).layers
     assert (row.kept, row.channels, row.dead) == (41, 3 + 5, 1)
     assert row.effective == 2 * 6 + (5 * 2 - 1)
+    bind(network)
+    assert count_effective(network).layers == (row,)
+
+
+def test_a_weight_that_is_computed_is_masked_as_any_other() -> None:
+    model = Model(
+        lambda m, x: functional.linear(x, m.matrix * m.gain),
+        matrix=nn.Parameter(torch.ones(5, 6)),
+        gain=nn.Parameter(torch.ones(5, 1)),
+    )
+    network = traced(model, (6,))
+    layer = Layer("matrix", "linear", "matrix", (5, 6), (6,), (5,), 1)
+    mask = torch.ones(5, 6) > 0
+    mask[1] = False
+    found = count_effective(replace(network, layers=(layer,), masks=Masks({"matrix": mask})))
+    assert [(r.effective, r.channels, r.dead) for r in found.layers] == [(24, 5, 1)]
+
+
+def test_a_weight_that_is_mixed_from_the_input_leads_from_there() -> None:
+    model = Model(
+        lambda m, x: functional.linear(m.fc(x), m.mixing(x).mean(0).view(5, 4)),
+        fc=linear(6, 4),
+        mixing=linear(6, 20),
+    )
+    network = traced(model, (6,))
+    assert count_effective(network).effective_nnz == 6 * 4 + 6 * 20
 
 
 def test_a_layer_inside_a_module_that_is_called_whole_counts_as_effective() -> None:
@@ -506,8 +582,25 @@ def test_what_is_given_in_a_case_is_an_output() -> None:
         first=conv(6, 3),
         second=conv(6, 2),
     )
-    found = count_effective(traced(model))
+    network = traced(model)
+    found = count_effective(network)
     assert (found.effective_nnz, found.dead_channels) == (30, 0)
+    graph = network.module.graph
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        case = graph.call_function(dict, (), {"all": output.args[0]})
+    case.meta.update(spec=None, scope="")
+    output.args = (case,)
+    assert count_effective(network) == found
+
+
+def test_shapes_that_are_known_for_one_batch_only_will_do() -> None:
+    network = pruned(traced(nn.Sequential(conv(6, 8), nn.PixelShuffle(2), conv(2, 3))), 0.3)
+    found = count_effective(network)
+    for node in network.module.graph.nodes:
+        if node.op != "output":
+            node.meta["spec"] = (node.meta["spec"][1],) * 2
+    assert count_effective(network) == found
 
 
 def test_what_reads_a_learned_table_reads_an_input() -> None:
