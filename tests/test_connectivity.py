@@ -6,7 +6,7 @@ what it writes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
@@ -229,6 +229,13 @@ def scaled_dot_product(x: Tensor) -> Tensor:
     return mixed.transpose(2, 3).reshape(x.shape)
 
 
+def attended_values(x: Tensor) -> Tensor:
+    heads = x.flatten(2).reshape(x.shape[0], 3, 4, 64).transpose(2, 3)
+    alike = torch.ones_like(heads)
+    mixed = functional.scaled_dot_product_attention(alike, alike, heads)
+    return mixed.transpose(2, 3).reshape(x.shape)
+
+
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "activation": functional.relu,
     "dropout": lambda x: functional.dropout(x, 0.5, training=False),
@@ -262,6 +269,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "overwrite": overwritten,
     "attention": attention,
     "scaled dot product": scaled_dot_product,
+    "attended values": attended_values,
     "lower rank": lambda x: x + x.mean(0).roll(1, 0),
     "where": lambda x: torch.where(torch.arange(8) > 3, x, x.roll(1, 1)),
     "unused": lambda x: x[:, :6].repeat(1, 2, 1, 1),
@@ -576,6 +584,13 @@ def test_a_layer_inside_a_module_that_is_called_whole_counts_as_effective() -> N
     assert count_effective(cut).effective_nnz == 0
 
 
+@dataclass
+class Case:
+    """What a model may give its outputs in."""
+
+    all: Any
+
+
 def test_what_is_given_in_a_case_is_an_output() -> None:
     model = Model(
         lambda m, x: {"maps": [m.first(x)], "more": (m.second(x), None)},
@@ -588,7 +603,7 @@ def test_what_is_given_in_a_case_is_an_output() -> None:
     graph = network.module.graph
     output = graph.output_node()
     with graph.inserting_before(output):
-        case = graph.call_function(dict, (), {"all": output.args[0]})
+        case = graph.call_function(Case, (), {"all": output.args[0]})
     case.meta.update(spec=None, scope="")
     output.args = (case,)
     assert count_effective(network) == found
