@@ -424,6 +424,9 @@ def test_what_is_empty_depends_on_nothing() -> None:
 
 HUBS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda x: torch.einsum("bchw->bhcw", x).movedim(1, 2) + x.flip(1),
+    "numbers that cannot be moved": lambda x: (
+        x.float().view(torch.int32).view(torch.float32).to(torch.float64)
+    ),
     "sort": lambda x: x.sort(dim=1).values,
     "gather": lambda x: x[:, torch.arange(11, -1, -1)],
     "view": through_a_view,

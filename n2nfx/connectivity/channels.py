@@ -11,8 +11,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate, map_arg
 
+from n2nfx.connectivity.moves import Unfollowed
 from n2nfx.connectivity.relations import ChannelMap, Every, Pairs
-from n2nfx.connectivity.rules import Call, in_place, live_values, rule_of
+from n2nfx.connectivity.rules import Call, Rule, in_place, live_values, rule_of
 from n2nfx.connectivity.values import Loom, Value
 from n2nfx.connectivity.weights import Use, Weights
 from n2nfx.errors import CannotOperate
@@ -89,8 +90,14 @@ class _Walk:
             return self._weighted(call, use)
         if not call.values:
             return self._constants(spec)
-        rule = rule_of(self._module, call)
-        value = rule(call) if rule is not None else None
+        return self._ruled(call, rule_of(self._module, call), spec)
+
+    def _ruled(self, call: Call, rule: Rule | None, spec: Any) -> Any:
+        """What a rule says of a call, or a hub where none can say anything."""
+        try:
+            value = rule(call) if rule is not None else None
+        except Unfollowed:
+            value = None
         return value if value is not None else self._hub(call, spec)
 
     def _call(self, node: fx.Node, spec: Any) -> Call:
@@ -151,9 +158,7 @@ class _Walk:
         target = call.node.args[0]
         assert isinstance(target, fx.Node)
         if call.values:
-            changed = in_place(call)
-            spec = target.meta["spec"]
-            self._values[target] = changed if changed is not None else self._hub(call, spec)
+            self._values[target] = self._ruled(call, in_place, target.meta["spec"])
 
     def _heed_memory(self, node: fx.Node) -> None:
         """Where a value is changed in place by another, every view of it changes too.

@@ -21,6 +21,10 @@ _MOST = 2**20  # channels of one value: more are places that were mistaken for c
 _EXACT = 2**24  # whole numbers that single precision tells apart
 
 
+# What torch says to what it does with other numbers only.
+_REFUSED = (RuntimeError, TypeError, ValueError, IndexError)
+
+
 class Unfollowed(Exception):
     """A move that numbers cannot follow."""
 
@@ -35,7 +39,7 @@ class _Numbers:
     def of(self, value: Value) -> Tensor:
         """Without memory for more than its channels, which most views are content with."""
         if value.number is None:
-            return torch.zeros(()).expand(value.shape)
+            return torch.zeros((), dtype=torch.float32, device="cpu").expand(value.shape)
         places = [size if axis in value.axes else 1 for axis, size in enumerate(value.shape)]
         numbers = numbered(value.grid).reshape(places) + self.firsts[self.values.index(value)]
         return torch.from_numpy(numbers).float().expand(value.shape)
@@ -71,17 +75,19 @@ def _run(run: Run, numbers: _Numbers) -> Any:
     with torch.no_grad():
         try:
             return run(numbers.of)
-        except RuntimeError:
+        except _REFUSED:
             pass
         try:
             return run(numbers.laid_out)
-        except RuntimeError as error:  # what torch does with other numbers only
+        except _REFUSED as error:
             raise Unfollowed from error
 
 
 def _value(loom: Loom, numbers: _Numbers, moved: Tensor, stacked: bool) -> Value:
     """The value whose channels are where the numbers are."""
     shape = tuple(moved.shape)
+    if moved.dtype != torch.float32:  # the same bits taken for something else
+        raise Unfollowed
     if not moved.numel():
         return Value(None, shape)
     repeated = tuple(slice(None if stride else 1) for stride in moved.stride())

@@ -1,20 +1,20 @@
 """What each operation does to channels: one small function per kind of operation, and the table.
 
-A rule gets the call and gives its value, or `None` where it cannot say: the operation is a hub
-then. A rule must never say less than there is: leaving out a path would call live weights dead.
-Norms are channel to channel: the statistics that a layer norm shares are no path.
+A rule gets the call and gives its value, or `None` where it cannot say (or raises `Unfollowed`):
+the operation is a hub then. A rule must never say less than there is: leaving out a path would call
+live weights dead. Norms are channel to channel: the statistics a layer norm shares are no path.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from n2nfx.connectivity.moves import Unfollowed, move
+from n2nfx.connectivity.moves import move
 from n2nfx.connectivity.values import Loom, Value, broadcasts
 from n2nfx.tracing.ops import kind_of, name_of
 
@@ -118,10 +118,7 @@ def _moved(call: Call) -> Any:
         assert callable(call.node.target)
         return call.node.target(*args, **kwargs)
 
-    try:
-        moved = move(call.loom, call.values, run, stacked=_name(call) == "stack")
-    except Unfollowed:
-        return None
+    moved = move(call.loom, call.values, run, stacked=_name(call) == "stack")
     return moved if call.shape is None or moved.shape == call.shape else None
 
 
@@ -137,10 +134,7 @@ def in_place(call: Call) -> Any:
         moved[index] = numbers(assigned) if isinstance(assigned, Value) else 0.0
         return moved
 
-    try:
-        return move(call.loom, call.values, run)
-    except Unfollowed:
-        return None
+    return move(call.loom, call.values, run)
 
 
 def _indexed(call: Call) -> Any:
@@ -152,10 +146,8 @@ def _indexed(call: Call) -> Any:
 
 def _padded(call: Call) -> Any:
     """A move; what is padded with a constant depends on nothing."""
-    filled = {**call.kwargs}
-    args = call.args[:3]
-    filled.pop("value", None)
-    return _moved(Call(call.loom, call.node, None, args, filled, call.shape))
+    settings = {name: value for name, value in call.kwargs.items() if name != "value"}
+    return _moved(replace(call, args=call.args[:3], kwargs=settings))
 
 
 def _padded_by_module(call: Call) -> Any:
@@ -240,7 +232,7 @@ def _gated(call: Call) -> Any:
 
 def _multiplied(call: Call) -> Any:
     """A matrix product: row by column, for every matrix of the stack."""
-    left, right = call.args[:2]
+    left, right = call.first, call.argument(1, "other", call.kwargs.get("mat2"))
     if call.shape is None or min(len(left.shape), len(right.shape)) < 2:
         return None
     rows, columns = call.loom.reduced(left, (-1,)), call.loom.reduced(right, (-2,))
@@ -298,7 +290,7 @@ _FUNCTIONS: dict[str, Rule] = {
         "im2col broadcast_to diagonal tril triu ravel",
     ),
     **_table(_indexed, "getitem"),
-    **_table(_padded, "pad constant_pad_nd"),
+    **_table(_padded, "pad"),
     **_table(
         _pooled,
         "interpolate upsample upsample_nearest1d upsample_nearest2d upsample_nearest3d "

@@ -106,7 +106,7 @@ class Weights:
         name = self._names.get(id(weight), "")
         if name not in self._prunable:
             return None
-        full = torch.ones((), dtype=torch.bool).expand(self._prunable[name])
+        full = torch.ones((), dtype=torch.bool, device="cpu").expand(self._prunable[name])
         return Kept(name, part, self._masks.get(name, full))
 
     def _shown(self, node: fx.Node) -> Kept | None:
