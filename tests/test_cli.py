@@ -328,6 +328,20 @@ def test_the_tables_of_inspect_show_layers_layouts_skips_and_refusals() -> None:
         assert piece in result.stdout
 
 
+def test_no_table_is_cut_where_stdout_is_no_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        f"        super().__init__()\n        self.{'a' * 150} = torch.nn.Linear(4, 4)\n\n"
+        f"    def forward(self, x):\n        return self.{'a' * 150}(x)\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    for command in (["inspect"], ["transform", "--density", "0.5"]):
+        shown = run(*command, f"{file}:build").stdout
+        assert "a" * 150 in shown
+        assert "…" not in shown
+
+
 def test_inspect_tells_what_is_not_prunable_and_why(tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.write_text(

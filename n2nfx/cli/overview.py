@@ -163,11 +163,11 @@ def _chains(overview: Overview) -> Table:
     network, chains = overview.network, dict[str, list[Layer]]()
     for layer in network.layers:
         chains.setdefault(overview.layouts[layer.weight], []).append(layer)
-    made = table("laid out as", "from", "to", "layers", "weights", "share", left=3)
+    made = table("laid out as", "from", "layers", "weights", "share")
     for layout, layers in chains.items():
         size = sum(layer.size for layer in layers)
         numbers = f"{len(layers):,}", f"{size:,}", percent(size, network.size)
-        made.add_row(layout, layers[0].name, layers[-1].name, *numbers)
+        made.add_row(layout, layers[0].name, *numbers)
     return made
 
 

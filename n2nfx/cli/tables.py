@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 100  # where stdout is no terminal
+_WIDTH = 1000  # where stdout is no terminal: nothing is cut
 
 
 def console() -> Console:
