@@ -342,6 +342,16 @@ def test_no_table_is_cut_where_stdout_is_no_terminal(tmp_path: Path) -> None:
         assert "…" not in shown
 
 
+def test_a_note_is_printed_with_its_brackets(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import warnings\n\nimport torch\n\n\ndef build():\n"
+        "    warnings.warn('mind the [gap]')\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.zeros(1, 4)\n"
+    )
+    assert "note: mind the [gap]" in run("inspect", f"{file}:build").stdout
+
+
 def test_inspect_tells_what_is_not_prunable_and_why(tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.write_text(

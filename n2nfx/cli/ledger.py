@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from n2nfx.cli.tables import console, percent, table, times
+from n2nfx.cli.tables import console, percent, say, table, times
 from n2nfx.connectivity import Effective, count_effective
 from n2nfx.network import Network, Row
 from n2nfx.outcome import Outcome
@@ -45,16 +45,16 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
 
 def _ledger(network: Network, found: Effective) -> list[dict[str, Any]]:
     """The ledger's rows, with what paths make of each; a residual skip has no weights for any."""
-    paths = {row.weight: row for row in (*found.layers, *found.skips)}
-    return [
-        {
-            **row._asdict(),
-            "effective": paths[row.weight].effective if row.weight in paths else 0,
-            "channels": paths[row.weight].channels if row.weight in paths else 0,
-            "dead_channels": paths[row.weight].dead if row.weight in paths else 0,
+    paths = {
+        row.weight: {
+            "effective": row.effective,
+            "channels": row.channels,
+            "dead_channels": row.dead,
         }
-        for row in network.ledger()
-    ]
+        for row in (*found.layers, *found.skips)
+    }
+    none = {"effective": 0, "channels": 0, "dead_channels": 0}
+    return [{**row._asdict(), **paths.get(row.weight, none)} for row in network.ledger()]
 
 
 def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> None:
@@ -68,14 +68,14 @@ def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> N
     found = count_effective(network)
     out.print(_sums(outcome, asked, found))
     for warning in _warnings(found):
-        out.print(f"warning: {warning}", soft_wrap=True)
+        say(out, f"warning: {warning}")
     if found.hubs:
-        out.print(_unfollowed(found.hubs), soft_wrap=True)
+        say(out, _unfollowed(found.hubs))
     reasons = Counter(refusal.reason for refusal in network.refused)
     for reason, count in reasons.most_common():
-        out.print(f"no skip between {count} pairs of layers: {reason}", soft_wrap=True)
+        say(out, f"no skip between {count} pairs of layers: {reason}")
     for file in files:
-        out.print(f"wrote {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
+        say(out, f"wrote {file} ({file.stat().st_size:,} bytes)")
 
 
 def _layers(rows: Sequence[Row]) -> Table:

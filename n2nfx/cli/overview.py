@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import fx
 
 from n2nfx import models
-from n2nfx.cli.tables import console, percent, table, times
+from n2nfx.cli.tables import console, percent, say, table, times
 from n2nfx.network import Layer, Network, Origin, Refusal
 from n2nfx.source import from_model
 from n2nfx.splice import prepare
@@ -141,12 +141,12 @@ def show(overview: Overview) -> None:
     refused = [refusal for found in overview.branches.values() for refusal in found.refused]
     reasons = Counter(map(_reason, refused)).most_common()
     for reason, count in reasons[:_TOLD]:
-        out.print(f"no skip between {count:,} pairs of layers: {reason}", soft_wrap=True)
+        say(out, f"no skip between {count:,} pairs of layers: {reason}")
     if len(reasons) > _TOLD:
         left = sum(count for _, count in reasons[_TOLD:])
-        out.print(f"no skip between {left:,} more pairs for other reasons: --json has them all")
+        say(out, f"no skip between {left:,} more pairs for other reasons: --json has them all")
     for note in network.notes:
-        out.print(f"note: {note}", soft_wrap=True)
+        say(out, f"note: {note}")
 
 
 def _layers(overview: Overview) -> Table:

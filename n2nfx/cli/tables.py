@@ -14,6 +14,11 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(width=_WIDTH)
 
 
+def say(out: Console, line: str) -> None:
+    """Print one line as it is, never wrapped; brackets in it are no markup."""
+    out.print(line, soft_wrap=True, markup=False)
+
+
 def table(*columns: str, left: int = 2) -> Table:
     """A table whose first columns are words and whose others are numbers."""
     made = Table(box=None, header_style="bold", pad_edge=False)
