@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from n2nfx import artifact, recorded
 from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError
+from n2nfx.graphmodule import graphs_of
 from n2nfx.masks import Masks
 from n2nfx.network import Network, Probe, Step
 from n2nfx.plan import Plan, graph_sha256
@@ -54,7 +55,8 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
             raise DamagedFile(f"{path}: {_difference(network, plan)}")
         for step in plan.steps:
             network = _replay(network, step)
-        network.module.graph.lint()
+        for graph in graphs_of(network.module):
+            graph.lint()
         network.module.recompile()
     except DamagedFile:
         raise

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
-from n2nfx.graphmodule import HOOKS
+from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
 from n2nfx.plan import graph_sha256
@@ -69,7 +69,7 @@ def _facts(network: Network, before: Facts | None = None) -> Facts:
         skips=frozenset(skip.name for skip in network.skips),
         graph=graph,
         outputs=outputs,
-        nodes=len(network.module.graph.nodes),
+        nodes=sum(len(graph.nodes) for graph in graphs_of(network.module)),
     )
 
 
@@ -262,7 +262,8 @@ def _require_known_invariants(operation: Pass) -> None:
 def _verified(operation: Pass, before: Facts, network: Network) -> Facts:
     """The facts after a pass; raises `BrokenInvariant` where they are not as promised."""
     try:
-        network.module.graph.lint()
+        for graph in graphs_of(network.module):
+            graph.lint()
         network.module.recompile()
         after = _facts(network, before)
     except Exception as error:

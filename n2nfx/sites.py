@@ -49,20 +49,28 @@ def entry_of(site: Site, at: Literal["norm", "activation"]) -> fx.Node:
 
 
 class Sites:
-    """All sites of a graph, the distances between them, and what each node's tensor looks like."""
+    """All sites of a graph, the distances between them, and what each node's tensor looks like.
 
-    def __init__(self, module: fx.GraphModule, layers: Sequence[Layer]) -> None:
+    The graph is one of the module's (`graphs_of`); its own unless another is given.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, layers: Sequence[Layer], graph: fx.Graph | None = None
+    ) -> None:
         self.module = module
-        self.position = {node: index for index, node in enumerate(module.graph.nodes)}
+        self.graph = module.graph if graph is None else graph
+        self.position = {node: index for index, node in enumerate(self.graph.nodes)}
         known = {layer.weight: layer for layer in layers}
         calls = [
-            (node, known[layer.weight]) for node, layer in nodes_of(module) if layer.weight in known
+            (node, known[layer.weight])
+            for node, layer in nodes_of(module, self.graph)
+            if layer.weight in known
         ]
         self.sites = [
             self._input(calls[0][1] if calls else None),
             *(self._site(layer, node) for node, layer in calls),
         ]
-        self._layouts = Layouts(module.graph)
+        self._layouts = Layouts(self.graph)
         self.calls: dict[str, int] = {}
         for site in self.sites:
             self.calls[site.name] = self.calls.get(site.name, 0) + 1
@@ -86,13 +94,13 @@ class Sites:
         whole = self.layout(self.sites[0], self.sites[0].output)
         return Grids(
             (places for places in maps if len(places) > 1),
-            joined_tokens(self.module.graph),
+            joined_tokens(self.graph),
             whole.places if isinstance(whole, Layout) else (),
         )
 
     def _input(self, first: Layer | None) -> Site:
         """The network's input, its channels where the first layer has them if it reads it whole."""
-        node = next(node for node in self.module.graph.nodes if node.op == "placeholder")
+        node = next(node for node in self.graph.nodes if node.op == "placeholder")
         linear = first is not None and first.kind == "linear"
         whole = first is not None and first.reads == node.meta["spec"][1].shape[1:]
         return Site(None, node, node, None, node, last=_rank(node) == 2 or (linear and whole))
@@ -125,7 +133,7 @@ class Sites:
         index = {site.output: number for number, site in enumerate(self.sites)}
         nearest: dict[fx.Node, frozenset[int]] = {}
         precedents: list[frozenset[int]] = [frozenset()] * len(self.sites)
-        for node in self.module.graph.nodes:
+        for node in self.graph.nodes:
             before = [nearest[read] for read in node.all_input_nodes]
             here = frozenset().union(*before) if len(before) != 1 else before[0]
             if node in index:

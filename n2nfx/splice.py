@@ -5,7 +5,7 @@ lints and recompiles it after.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
+from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Move, Network, Skip
 from n2nfx.sites import Site, Sites, entry_of
 from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
@@ -37,10 +38,9 @@ def prepare(network: Network) -> None:
     with weights of its own stays inside, or its names in the state dict would change.
     """
     module = network.module
-    calls = [node for node in module.graph.nodes if node.op == "call_module"]
     fused: dict[str, list[fx.Node]] = {}
-    for node in calls:
-        if kind_of(module, node) == "fused":
+    for node in (node for graph in graphs_of(module) for node in graph.nodes):
+        if node.op == "call_module" and kind_of(module, node) == "fused":
             fused.setdefault(str(node.target), []).append(node)
     for path, nodes in fused.items():
         norm = module.get_submodule(path)
@@ -54,30 +54,30 @@ def prepare(network: Network) -> None:
             name += "_"
         module.add_module(name, inner)
         for node in nodes:
-            _follow(module.graph, node, name)
+            _follow(node, name)
 
 
-def _follow(graph: fx.Graph, node: fx.Node, name: str) -> None:
+def _follow(node: fx.Node, name: str) -> None:
     """Let a module be called on a node's value, and everyone read that instead."""
-    with graph.inserting_after(node):
-        after = graph.call_module(name, (node,))
+    with node.graph.inserting_after(node):
+        after = node.graph.call_module(name, (node,))
     after.meta.update(node.meta)
     node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
 
 
 def splice(network: Network, skips: Sequence[Skip]) -> None:
-    """Add the branches to the network's graph and module, their weights zero.
+    """Add the branches to the network's graphs and module, their weights zero.
 
     A branch whose weights are zero changes nothing, to the last bit (a norm of its own may, once
-    it was trained). Raises `CannotOperate` when
-    a skip does not fit this graph.
+    it was trained). Raises `CannotOperate` when a skip does not fit.
     """
     prepare(network)
-    sites = Sites(network.module, network.layers)
-    ends = [(skip, _end(sites, skip.source), _end(sites, skip.target)) for skip in skips]
-    surgeon = _Surgeon(network.module)
-    for skip, source, target in ends:
-        surgeon.join(skip, source, target)
+    for graph in graphs_of(network.module):
+        sites = Sites(network.module, network.layers, graph)
+        ends = [(skip, _end(sites, skip.source), _end(sites, skip.target)) for skip in skips]
+        surgeon = _Surgeon(network.module, graph)
+        for skip, source, target in ends:
+            surgeon.join(skip, source, target)
 
 
 def _end(sites: Sites, name: str) -> Site:
@@ -87,11 +87,12 @@ def _end(sites: Sites, name: str) -> Site:
 
 
 class _Surgeon:
-    """Adds branches one by one, and knows what became of the values they were added to."""
+    """Adds branches to a graph one by one; knows what became of the values they were added to."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         self.module = module
-        self.graph = module.graph
+        self.graph = graph
+        self._parts = {name for name, _ in module.named_modules()}
         self._sums: dict[fx.Node, fx.Node] = {}
 
     def join(self, skip: Skip, source: Site, target: Site) -> None:
@@ -128,7 +129,7 @@ class _Surgeon:
         if skip.pool is not None and not skip.places:
             value = self._call(torch.flatten, value, 1)
         if skip.kind != "identity":
-            self._add(skip.name, branch(skip), target)
+            self._add(skip.name, partial(branch, skip), target)
             value = self._call_module(skip.name, value, _made_by(skip, value))
         if skip.branch_norm:
             value = self._normed(skip, value, target)
@@ -136,9 +137,15 @@ class _Surgeon:
             value = self._move(move, value)
         return value
 
-    def _add(self, name: str, part: nn.Module, target: Site) -> None:
-        """A module of a branch, where its target's weight is and of its kind of numbers."""
+    def _add(self, name: str, make: Callable[[], nn.Module], target: Site) -> None:
+        """A module of a branch, where its target's weight is and of its kind of numbers.
+
+        A second graph finds it there.
+        """
         assert target.layer is not None
+        if name in self._parts:
+            return
+        part = make()
         like = self.module.get_parameter(target.layer.weight)
         part.to(device=like.device, dtype=like.dtype).train(self.module.training)
         self.module.add_submodule(name, part)
@@ -147,7 +154,8 @@ class _Surgeon:
     def _normed(self, skip: Skip, value: fx.Node, target: Site) -> fx.Node:
         """Through the branch's batch norm, which takes the second dimension for channels."""
         rank = len(_shape(value))
-        self._add(norm_name(skip), _BATCH_NORM[rank](skip.weight_shape[0]), target)
+        norm = partial(_BATCH_NORM[rank], skip.weight_shape[0])
+        self._add(norm_name(skip), norm, target)
         last = skip.kind == "linear" and rank > 2
         if last:
             value = self._call(torch.movedim, value, -1, 1)

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.fitting import Kernel, fit
-from n2nfx.graphmodule import HOOKS
+from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.layouts import Layout, Misfit
 from n2nfx.network import Network, Refusal, Skip
 from n2nfx.sites import Site, Sites, entry_of
@@ -80,7 +80,9 @@ class Branches:
 
 def find_branches(network: Network, options: Options) -> Branches:
     """Every branch that the options allow on a network, and every refused pair with its reason."""
+    _, *trainings = graphs_of(network.module)
     sites = Sites(network.module, network.layers)
+    others = [Sites(network.module, network.layers, graph) for graph in trainings]
     skips: list[Skip] = []
     refused: list[Refusal] = []
     taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
@@ -94,12 +96,38 @@ def find_branches(network: Network, options: Options) -> Branches:
             twin = f"the same branch as {taken[ends].source} -> {taken[ends].target}"
             refused.append(Refusal(found.source, found.target, found.hop, twin))
             continue
+        apart = _apart(others, found, source, target)
+        if apart is not None:
+            refused.append(Refusal(found.source, found.target, found.hop, apart))
+            continue
         taken[ends] = replace(found, name=_branch_name(found, network.module, names))
         names.add(taken[ends].name)
         skips.append(taken[ends])
     placed, misplaced = _place(skips, sites, options.placement)
     told = dict.fromkeys((*refused, *misplaced))  # a layer called twice would be told of twice
     return Branches(tuple(placed), tuple(told))
+
+
+def _apart(others: Sequence[Sites], skip: Skip, source: Site, target: Site) -> str | None:
+    """Why a branch of one graph has no place in the module's other one, or None."""
+    for sites in others:
+        for own in (source, target):
+            if sites.calls.get(own.name) != 1:
+                return f"{own.name} is called in one mode (train or eval) only"
+            if not _alike(own, sites.by_name(own.name), skip.at):
+                return f"what is behind {own.name} depends on the mode (train or eval)"
+        there = sites.by_name(source.name).activation, sites.by_name(target.name)
+        if sites.position[there[0]] >= sites.position[entry_of(there[1], skip.at)]:
+            return f"in one mode the output of {source.name} is not there yet"
+    return None
+
+
+def _alike(one: Site, other: Site, at: Literal["norm", "activation"]) -> bool:
+    """Whether two sites of a layer offer a branch the same ends."""
+    pairs = [(site.activation, entry_of(site, at)) for site in (one, other)]
+    shapes = [[node.meta["spec"][1] for node in nodes] for nodes in pairs]
+    nonlinearities = [site.nonlinearity and site.nonlinearity.target for site in (one, other)]
+    return shapes[0] == shapes[1] and nonlinearities[0] == nonlinearities[1]
 
 
 def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 from n2nfx.errors import CannotOperate
+from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.seeds import generator
 from n2nfx.tracing import record
@@ -57,14 +58,21 @@ def _small(stem: nn.Conv2d, seed: int, name: str) -> nn.Conv2d:
 
 def _drop_pool(module: fx.GraphModule) -> None:
     """Take the max-pool out that comes before the second layer, if there is one."""
+    for graph in graphs_of(module):
+        pool = _pool_of_stem(module, graph)
+        if pool is not None:
+            pool.replace_all_uses_with(pool.all_input_nodes[0])
+            graph.erase_node(pool)
+    module.recompile()
+
+
+def _pool_of_stem(module: fx.GraphModule, graph: fx.Graph) -> fx.Node | None:
     convolutions = 0
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         convolutions += isinstance(called, nn.Conv2d)
         if convolutions > 1:
-            return
+            return None
         if convolutions and (isinstance(called, nn.MaxPool2d) or name_of(node) in _MAX_POOL):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            module.graph.erase_node(node)
-            module.recompile()
-            return
+            return node
+    return None

@@ -40,7 +40,7 @@ def test_help_and_version_load_no_torch() -> None:
 
 def test_every_command_has_help_and_is_listed() -> None:
     listed = run("--help").stdout
-    for command in ("transform", "verify", "models", "passes", "doctor"):
+    for command in ("transform", "inspect", "verify", "models", "passes", "doctor"):
         assert command in listed
         assert run(command, "--help").exit_code == 0
 
@@ -71,6 +71,46 @@ def test_the_tables_show_every_layer_skip_and_sum() -> None:
         "Next:",
     ):
         assert piece in result.stdout
+
+
+def test_effective_weights_and_dead_channels_are_summed_and_told_for_every_layer() -> None:
+    data = json.loads(run(*MLP[:2], "--density", "0.01", "--skip-ratio", "0.5", "--json").stdout)
+    found, ledger = data["connectivity"], data["ledger"]
+    layers = [row for row in ledger if row["kind"] == "linear"]
+    assert found["effective"] == sum(row["effective"] for row in ledger)
+    assert found["effective_density"] == found["effective"] / N
+    assert 0 < found["effective"] < data["counts"]["kept"]
+    assert found["dead_channels"] == sum(row["dead_channels"] for row in layers) > 0
+    assert found["channels"] == 512 + 256 + 128 + 64
+    assert found["connected"]
+    assert found["hubs"] == []
+    shown = run(*MLP[:2], "--density", "0.01", "--skip-ratio", "0.5").stdout
+    sums = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
+    assert sums["effective"][1:3] == [f"{found['effective']:,}", f"{N:,}"]
+    assert sums["dead channels"][2:4] == [f"{found['dead_channels']:,}", f"{found['channels']:,}"]
+    assert "\nwarning: " not in shown
+
+
+def test_an_empty_layer_and_a_network_that_is_cut_get_a_warning() -> None:
+    shown = run(*MLP[:2], "--density", "0.00001", "--floor", "0")
+    assert shown.exit_code == 0
+    warnings = [line for line in shown.stdout.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert "no path of kept weights leads from its input to its output" in warnings[0]
+    assert warnings[1].endswith(": 4, 6")
+
+
+def test_operations_that_are_not_followed_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a = torch.nn.Linear(4, 4)\n"
+        "        self.b = torch.nn.Linear(4, 4)\n\n    def forward(self, x):\n"
+        "        return self.b(self.a(x).cumsum(1))\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    shown = run("transform", f"{file}:build", "--density", "0.5").stdout
+    assert "effective is an upper bound: cumsum (1 in all)" in shown
 
 
 def test_data_goes_to_stdout_and_narration_to_stderr() -> None:
@@ -147,6 +187,13 @@ def test_force_replaces_an_older_artifact(tmp_path: Path) -> None:
         ([*MLP[:2], "--density", "0.9", "--skip-ratio", "0.9"], 3, "hold at most 425,984"),
         ([*MLP[:2], "--density", "0.001", "--floor", "1000"], 3, "1000"),
         (["transfrom"], 2, "transform"),
+        (["inspect"], 2, "MODEL"),
+        (["inspect", "resnet5O"], 2, "resnet50"),
+        (["inspect", "n2nfx:mlp", "--hops", "0"], 2, "hops"),
+        (["inspect", "n2nfx:mlp", "--hops", "two"], 2, "two"),
+        (["inspect", "n2nfx:mlp", "--wiring", "papper"], 2, "paper"),
+        (["inspect", "n2nfx:mlp", "--num-classes", "0"], 2, "num_classes"),
+        (["inspect", "n2nfx:vgg19_cifar", "--input", "4,32,32"], 3, "channels"),
         (["models", "no-such-thing"], 2, "no-such-thing"),
     ],
 )  # fmt: skip
@@ -196,6 +243,129 @@ def test_an_interrupt_leaves_nothing_and_exits_130(
     result = run(*MLP, "--out", str(tmp_path / "out"))
     assert result.exit_code == 130
     assert list(tmp_path.iterdir()) == []
+
+
+# What a model is made of.
+
+
+def test_inspect_tells_layers_totals_and_skips_for_every_hop() -> None:
+    result = run("inspect", "n2nfx:mlp", "--hops", "2,3", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["schema"] == "n2nfx.inspect/1"
+    assert data["name"] == "n2nfx:mlp"
+    assert [spec["shape"] for spec in data["inputs"]] == [[1, 3072]]
+    totals, layers = data["totals"], data["layers"]
+    assert (totals["layers"], totals["weights"], totals["multiply_adds"]) == (4, N, N)
+    assert totals["nodes"] == 9
+    assert totals["trace_ms"] > 0
+    assert [layer["name"] for layer in layers] == ["0", "2", "4", "6"]
+    assert sum(layer["size"] for layer in layers) == N
+    assert {layer["layout"] for layer in layers} == {"vectors"}
+    two, three = data["hops"]
+    assert (two["hop"], three["hop"]) == (2, 3)
+    assert [(s["source"], s["target"], s["size"]) for s in three["skips"]] == [
+        ("input", "4", 128 * 3072),
+        ("0", "6", 64 * 512),
+    ]
+    for found in (two, three, data["together"]):
+        assert found["room"] == sum(skip["size"] for skip in found["skips"])
+    assert data["together"]["room"] == two["room"] + three["room"]
+    assert data["notes"] == []
+
+
+def test_what_inspect_says_a_hop_can_hold_is_what_transform_can_spend() -> None:
+    (found,) = json.loads(run("inspect", "timm:resnet18", "--hops", "3", "--json").stdout)["hops"]
+    room = found["room"]
+    job = ["transform", "timm:resnet18", "--density", "1", "--skip-ratio", "0.99", "--json"]
+    refused = run(*job)
+    assert refused.exit_code == 3
+    assert f"hold at most {room:,}" in refused.stderr
+
+
+def test_inspect_groups_layers_by_how_they_are_laid_out(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.stem = torch.nn.Conv2d(3, 8, 2)\n"
+        "        self.last = torch.nn.Linear(8, 8)\n"
+        "        self.token = torch.nn.Linear(8, 8)\n"
+        "        self.window = torch.nn.Linear(8, 8)\n"
+        "        self.head = torch.nn.Linear(8, 5)\n\n    def forward(self, x):\n"
+        "        x = self.last(self.stem(x).permute(0, 2, 3, 1))\n"
+        "        x = self.token(x.flatten(1, 2))\n"
+        "        x = self.window(x.reshape(-1, 7, 8)).reshape(-1, 49, 8)\n"
+        "        return self.head(x.mean(1))\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 3, 8, 8)\n"
+    )
+    result = run("inspect", f"{file}:build", "--json")
+    assert result.exit_code == 0, result.output
+    layouts = {layer["name"]: layer["layout"] for layer in json.loads(result.stdout)["layers"]}
+    assert layouts == {
+        "stem": "maps",
+        "last": "maps, channels last",
+        "token": "tokens",
+        "window": "tokens, batch folded",
+        "head": "vectors",
+    }
+
+
+def test_the_tables_of_inspect_show_layers_layouts_skips_and_refusals() -> None:
+    result = run("inspect", "torchvision:resnet18")
+    assert result.exit_code == 0, result.output
+    assert "tracing" not in result.stdout
+    for piece in (
+        "layer4.1.conv2",
+        "512x512x3x3",
+        "11,678,912",
+        "1,814,073,344",
+        "multiply-adds",
+        "maps",
+        "vectors",
+        "all of these",
+        "the same branch as another pair has",
+    ):
+        assert piece in result.stdout
+
+
+def test_no_table_is_cut_where_stdout_is_no_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        f"        super().__init__()\n        self.{'a' * 150} = torch.nn.Linear(4, 4)\n\n"
+        f"    def forward(self, x):\n        return self.{'a' * 150}(x)\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    for command in (["inspect"], ["transform", "--density", "0.5"]):
+        shown = run(*command, f"{file}:build").stdout
+        assert "a" * 150 in shown
+        assert "…" not in shown
+
+
+def test_a_note_is_printed_with_its_brackets(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import warnings\n\nimport torch\n\n\ndef build():\n"
+        "    warnings.warn('mind the [gap]')\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.zeros(1, 4)\n"
+    )
+    assert "note: mind the [gap]" in run("inspect", f"{file}:build").stdout
+
+
+def test_inspect_tells_what_is_not_prunable_and_why(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a = torch.nn.Linear(4, 4)\n"
+        "        self.b = torch.nn.Parameter(torch.ones(2, 4, 4))\n\n    def forward(self, x):\n"
+        "        return torch.nn.functional.linear(self.a(x), self.b[0] + self.b[1])\n\n\n"
+        "def build():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    result = run("inspect", f"{file}:build")
+    assert result.exit_code == 0, result.output
+    assert any(
+        line.startswith("note: ") and "not prunable" in line for line in result.stdout.splitlines()
+    )
 
 
 def test_models_filters_and_passes_lists_arguments() -> None:

@@ -14,6 +14,7 @@ from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
 
 _COMMANDS = {
     "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
+    "inspect": "Show a model's layers, and where skips could go.",
     "verify": "Check that an artifact is whole and says the truth of itself.",
     "models": "List the models that can be named.",
     "passes": "List the passes and their arguments.",

@@ -1,31 +1,41 @@
 """An outcome for a person, as tables, and for a program, as JSON data."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from n2nfx.network import Row
+from n2nfx.cli.tables import console, percent, say, table, times
+from n2nfx.connectivity import Effective, count_effective
+from n2nfx.network import Network, Row
 from n2nfx.outcome import Outcome
 
-_WIDTH = 100  # where stdout is no terminal
+_TOLD = 3  # operations that are named
 
 
 def as_data(outcome: Outcome) -> dict[str, Any]:
     """Everything of an outcome but its tensors, as JSON data."""
     plan = outcome.plan.model_dump(mode="json")
     network = outcome.network
+    found = count_effective(network)
     return {
         "model": network.origin.name,
         "notes": list(network.notes),
         "counts": plan["counts"],
         "density": network.density,
         "flop_density": network.flop_density,
-        "ledger": [row._asdict() for row in network.ledger()],
+        "connectivity": {
+            "effective": found.effective_nnz,
+            "effective_density": found.effective_density,
+            "channels": found.channels,
+            "dead_channels": found.dead_channels,
+            "connected": found.connected,
+            "hubs": list(found.hubs),
+        },
+        "ledger": _ledger(network, found),
         "refused": [asdict(refusal) for refusal in network.refused],
         "steps": plan["steps"],
         "versions": plan["versions"],
@@ -33,49 +43,81 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _ledger(network: Network, found: Effective) -> list[dict[str, Any]]:
+    """The ledger's rows, with what paths make of each; a residual skip has no weights for any."""
+    paths = {
+        row.weight: {
+            "effective": row.effective,
+            "channels": row.channels,
+            "dead_channels": row.dead,
+        }
+        for row in (*found.layers, *found.skips)
+    }
+    none = {"effective": 0, "channels": 0, "dead_channels": 0}
+    return [{**row._asdict(), **paths.get(row.weight, none)} for row in network.ledger()]
+
+
 def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> None:
     """Print the ledger: each layer, each skip, and the sums last."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    out = console()
     network = outcome.network
     rows = network.ledger()
-    console.print(_layers(rows[: len(network.layers)]))
+    out.print(_layers(rows[: len(network.layers)]))
     if network.skips:
-        console.print(_skips(outcome))
-    console.print(_sums(outcome, asked))
+        out.print(_skips(outcome))
+    found = count_effective(network)
+    out.print(_sums(outcome, asked, found))
+    for warning in _warnings(found):
+        say(out, f"warning: {warning}")
+    if found.hubs:
+        say(out, _unfollowed(found.hubs))
     reasons = Counter(refusal.reason for refusal in network.refused)
     for reason, count in reasons.most_common():
-        console.print(f"no skip between {count} pairs of layers: {reason}", soft_wrap=True)
+        say(out, f"no skip between {count} pairs of layers: {reason}")
     for file in files:
-        console.print(f"wrote {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
+        say(out, f"wrote {file} ({file.stat().st_size:,} bytes)")
 
 
 def _layers(rows: Sequence[Row]) -> Table:
-    table = _table("layer", "weight", *("size", "kept", "density", "uses"))
+    made = table("layer", "weight", *("size", "kept", "density", "uses"))
     for row in rows:
-        numbers = f"{row.size:,}", f"{row.kept:,}", _percent(row.kept, row.size), f"{row.uses:,}"
-        table.add_row(row.name, _shape(row.shape), *numbers)
-    return table
+        numbers = f"{row.size:,}", f"{row.kept:,}", percent(row.kept, row.size), f"{row.uses:,}"
+        made.add_row(row.name, times(row.shape), *numbers)
+    return made
 
 
 def _skips(outcome: Outcome) -> Table:
-    table = _table("skip from", "to", *("hop", "weight", "room", "kept"), left=2)
+    made = table("skip from", "to", *("hop", "weight", "room", "kept"), left=2)
     for skip in outcome.network.skips:
-        numbers = _shape(skip.weight_shape), f"{skip.size:,}", f"{skip.nnz:,}"
-        table.add_row(skip.source, skip.target, str(skip.hop), *numbers)
-    return table
+        numbers = times(skip.weight_shape), f"{skip.size:,}", f"{skip.nnz:,}"
+        made.add_row(skip.source, skip.target, str(skip.hop), *numbers)
+    return made
 
 
-def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
+def _warnings(found: Effective) -> Iterator[str]:
+    """What makes a network useless, or a layer."""
+    if not found.connected:
+        yield "the network is cut: no path of kept weights leads from its input to its output"
+    if found.empty_layers:
+        yield f"without a single weight: {', '.join(found.empty_layers)}"
+
+
+def _unfollowed(hubs: Sequence[str]) -> str:
+    """Which operations are not followed channel by channel, the first of them by name."""
+    names = list(dict.fromkeys(hubs))
+    told = ", ".join(names[:_TOLD]) + (", ..." if len(names) > _TOLD else "")
+    return f"taken as a whole, so that effective is an upper bound: {told} ({len(hubs)} in all)"
+
+
+def _sums(outcome: Outcome, asked: Mapping[str, Any], found: Effective) -> Table:
     network, counts = outcome.network, outcome.counts
-    table = _table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
-    table.add_row(
+    made = table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
+    made.add_row(
         "weights",
         f"{asked['density']:.4%}",
         f"{counts.kept:,}",
         f"{counts.reference:,}",
-        _percent(counts.kept, counts.reference),
+        percent(counts.kept, counts.reference),
     )
     ratio = asked["skip_ratio"]
     split = [
@@ -83,30 +125,28 @@ def _sums(outcome: Outcome, asked: Mapping[str, Any]) -> Table:
         (f"  in {len(network.skips)} skips", ratio, counts.skip),
     ]
     for name, share, count in split if ratio else ():
-        table.add_row(
-            name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", _percent(count, counts.kept)
+        made.add_row(
+            name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", percent(count, counts.kept)
         )
-    table.add_row(
+    made.add_row(
+        "effective",
+        "",
+        f"{found.effective_nnz:,}",
+        f"{counts.reference:,}",
+        percent(found.effective_nnz, counts.reference),
+    )
+    made.add_row(
+        "dead channels",
+        "",
+        f"{found.dead_channels:,}",
+        f"{found.channels:,}",
+        percent(found.dead_channels, found.channels),
+    )
+    made.add_row(
         "multiply-adds",
         "",
         f"{counts.multiply_adds:,}",
         f"{counts.reference_multiply_adds:,}",
-        _percent(counts.multiply_adds, counts.reference_multiply_adds),
+        percent(counts.multiply_adds, counts.reference_multiply_adds),
     )
-    return table
-
-
-def _table(*columns: str, left: int = 2) -> Table:
-    """A table whose first columns are words and whose others are numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.4%}" if whole else ""
+    return made

@@ -100,10 +100,10 @@ def layer_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> La
     return None if found is None else replace(found.layer, uses=int(found.uses))
 
 
-def nodes_of(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Layer]]:
-    """Every call of every layer in the graph, in order of execution."""
+def nodes_of(module: fx.GraphModule, graph: fx.Graph) -> Iterator[tuple[fx.Node, Layer]]:
+    """Every call of every layer in one of the module's graphs, in order of execution."""
     names, taken = _first_names(module), taken_by_others(module)
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         layer = layer_at(module, node, names)
         if layer is not None and id(module.get_parameter(layer.weight)) not in taken:
             yield node, layer

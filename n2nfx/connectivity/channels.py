@@ -1,0 +1,267 @@
+"""A network's channels and how they depend on each other: its graph walked once, rule by rule.
+
+The walk is made for a batch of two, which no squeeze takes away.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.node import map_aggregate, map_arg
+
+from n2nfx.connectivity.moves import Unfollowed
+from n2nfx.connectivity.relations import ChannelMap, Every, Pairs
+from n2nfx.connectivity.rules import Call, Rule, in_place, live_values, rule_of
+from n2nfx.connectivity.values import Loom, Value
+from n2nfx.connectivity.weights import Use, Weights
+from n2nfx.errors import CannotOperate
+from n2nfx.graphmodule import graphs_of
+from n2nfx.network import Network
+from n2nfx.tracing.ops import is_in_place, is_view, name_of
+from n2nfx.tracing.tape import Spec
+
+_BATCH = 2
+
+
+def channel_map(network: Network) -> ChannelMap:
+    """The channels of every value of a network, joined by the weights that its masks keep.
+
+    The masks may be at work in the module or not. What a layer reads that depends on no input (a
+    table, a learned query) counts as an input. Raises `CannotOperate` for a graph without shapes.
+    """
+    return _Walk(network).walk()
+
+
+class _Walk:
+    """One walk over a graph: the value of every node, and what was made on the way."""
+
+    def __init__(self, network: Network) -> None:
+        self._module = network.module
+        graphs = graphs_of(network.module)
+        self._order = {node: place for graph in graphs for place, node in enumerate(graph.nodes)}
+        self._weights = Weights(network)
+        self._training = False
+        self._loom = Loom()
+        self._values: dict[fx.Node, Any] = {}
+        self._roots: dict[fx.Node, fx.Node] = {}  # whose memory a node's value may share
+        self._inputs: list[int] = []
+        self._hubs: list[str] = []
+        small, large = _require_spec(next(iter(network.module.graph.nodes)))
+        self._batches = small.shape[0], large.shape[0]
+
+    def walk(self) -> ChannelMap:
+        outputs: list[Value] = []
+        for graph in graphs_of(self._module):
+            self._training = graph is not self._module.graph
+            outputs += self._walk(graph)
+        return ChannelMap(
+            sizes=tuple(self._loom.sizes),
+            links=tuple(self._loom.links),
+            inputs=tuple(self._inputs),
+            outputs=tuple(value.number for value in outputs if value.number is not None),
+            hubs=tuple(self._hubs),
+        )
+
+    def _walk(self, graph: fx.Graph) -> list[Value]:
+        """Give every node of a graph its value, and the outputs back."""
+        for node in graph.nodes:
+            if node.op == "output":
+                return live_values(map_arg(node.args, self._values.__getitem__))
+            self._values[node] = self._value(node)
+            self._heed_memory(node)
+        return []
+
+    def _value(self, node: fx.Node) -> Any:
+        spec = _require_spec(node)
+        if node.op == "placeholder":
+            return self._input(self._shape(spec), spec[0].dtype.is_floating_point)
+        if node.op == "get_attr":
+            return self._constants(spec)
+        call = self._call(node, spec)
+        if name_of(node) == "setitem":
+            return self._set(call)
+        if _is_element(call):
+            return _element(call)
+        if spec is None:
+            return _plain(call, self._training)
+        use = self._weights.use_at(call)
+        if use is not None:
+            return self._weighted(call, use)
+        if not call.values:
+            return self._constants(spec)
+        return self._ruled(call, rule_of(self._module, call), spec)
+
+    def _ruled(self, call: Call, rule: Rule | None, spec: Any) -> Any:
+        """What a rule says of a call, or a hub where none can say anything."""
+        try:
+            value = rule(call) if rule is not None else None
+        except Unfollowed:
+            value = None
+        return value if value is not None else self._hub(call, spec)
+
+    def _call(self, node: fx.Node, spec: Any) -> Call:
+        module = node.op == "call_module"
+        return Call(
+            loom=self._loom,
+            node=node,
+            module=self._module.get_submodule(str(node.target)) if module else None,
+            args=map_arg(node.args, self._values.__getitem__),
+            kwargs=map_arg(node.kwargs, self._values.__getitem__),
+            shape=self._shape(spec) if _is_tensor(spec) else None,
+        )
+
+    def _input(self, shape: Sequence[int], has_channels: bool) -> Value:
+        """An input; indices into a table have no channels."""
+        value = self._loom.make(shape, (1,) if has_channels and len(shape) > 1 else ())
+        self._inputs.append(len(self._loom.sizes) - 1)
+        return value
+
+    def _constants(self, spec: Any) -> Any:
+        return _each(spec, lambda pair: Value(None, self._shape(pair)))
+
+    def _hub(self, call: Call, spec: Any) -> Any:
+        """All that an operation gives depends on all that it reads."""
+        self._hubs.append(_told(call.node))
+        number = self._loom.hub((), call.values).number
+        return _each(spec, lambda pair: Value(number, self._shape(pair)))
+
+    def _weighted(self, call: Call, use: Use) -> Value:
+        """What a convolution or linear layer gives: along one axis, by its kept weights."""
+        assert call.shape is not None
+        axis = len(call.shape) - 1 - use.places
+        read = self._along(call, call.first, axis)
+        made = self._loom.make(call.shape, (axis,))
+        self._loom.link(made, read, use.relation())
+        for other in call.values:
+            if other != call.first:
+                self._loom.link(made, other, Every())
+        return made
+
+    def _along(self, call: Call, value: Value, axis: int) -> Value:
+        """A value's channels along one axis alone."""
+        if value.number is None:
+            value = self._input(value.shape, False)
+        others = [other for other in value.axes if other != axis]
+        if any(others) and axis not in value.axes and value.number not in self._inputs:
+            self._hubs.append(_told(call.node))
+        alone = self._loom.reduced(value, others)
+        if alone.axes or value.shape[axis] == 1:
+            return alone
+        spread = self._loom.make(value.shape, (axis,))
+        size = value.shape[axis]
+        self._loom.link(spread, alone, Pairs(np.arange(size), np.zeros(size, dtype=np.int64)))
+        return spread
+
+    def _set(self, call: Call) -> None:
+        """Assigning to a part changes the tensor itself, for all who read it later."""
+        target = call.node.args[0]
+        assert isinstance(target, fx.Node)
+        if call.values:
+            self._values[target] = self._ruled(call, in_place, target.meta["spec"])
+
+    def _heed_memory(self, node: fx.Node) -> None:
+        """Where a value is changed in place by another, every view of it changes too.
+
+        Which part of it is not followed: those who are read later depend on all of it then.
+        """
+        target = node.args[0] if node.args else None
+        if not isinstance(target, fx.Node):
+            self._roots[node] = node
+            return
+        changes = is_in_place(self._module, node)
+        shares = changes or is_view(self._module, node)
+        self._roots[node] = self._roots[target] if shares else node
+        if not changes or all(read is target for read in node.all_input_nodes):
+            return
+        changed = self._values[target if self._values[node] is None else node]
+        for other, root in self._roots.items():
+            shared = root is self._roots[node] and other not in (node, target)
+            if shared and self._is_read_after(other, node):
+                self._values[other] = self._mixed(node, self._values[other], changed)
+
+    def _is_read_after(self, other: fx.Node, node: fx.Node) -> bool:
+        return any(self._order[user] > self._order[node] for user in other.users)
+
+    def _mixed(self, node: fx.Node, old: Any, changed: Value) -> Any:
+        if not live_values([changed]):
+            return old
+        self._hubs.append(_told(node))
+        number = self._loom.hub((), live_values([old, changed])).number
+        return _each_value(old, lambda value: Value(number, value.shape))
+
+    def _shape(self, spec: tuple[Spec, Spec]) -> tuple[int, ...]:
+        """A tensor's shape for the batch of the walk, by those at two others."""
+        (small, large), (few, many) = spec, self._batches
+        if few == many:  # the shapes for one batch are all there is
+            return large.shape
+        if len(small.shape) != len(large.shape):  # a batch of one was squeezed away
+            return tuple(_BATCH if size == many else size for size in large.shape)
+        both = zip(small.shape, large.shape, strict=True)
+        return tuple(low + (high - low) * (_BATCH - few) // (many - few) for low, high in both)
+
+
+def _require_spec(node: fx.Node) -> Any:
+    if "spec" not in node.meta and node.op != "output":
+        raise CannotOperate(
+            f"the graph does not say what {node.name} gives; trace the module: "
+            "n2nfx.trace(module, example)"
+        )
+    return node.meta.get("spec")
+
+
+def _is_tensor(spec: Any) -> bool:
+    return isinstance(spec, tuple)
+
+
+def _each(spec: Any, value: Any) -> Any:
+    """What a call gives, with `value(spec)` for each of its tensors."""
+    if _is_tensor(spec):
+        return value(spec)
+    if isinstance(spec, dict):
+        return {key: _each(item, value) for key, item in spec.items()}
+    return [_each(item, value) for item in spec] if isinstance(spec, list) else None
+
+
+def _each_value(values: Any, change: Callable[[Value], Value]) -> Any:
+    def visit(item: Any) -> Any:
+        return change(item) if isinstance(item, Value) else item
+
+    return map_aggregate(values, visit)
+
+
+def _is_element(call: Call) -> bool:
+    """Whether a call takes one of several things that another gave."""
+    name = name_of(call.node)
+    held = call.args[0] if call.args else None
+    return name in ("getitem", "getattr") and isinstance(held, list | tuple | dict)
+
+
+def _element(call: Call) -> Any:
+    held, key = call.args
+    if not isinstance(held, dict):
+        return held[key]
+    return {getattr(own, "name", own): item for own, item in held.items()}[key]
+
+
+def _plain(call: Call, training: bool) -> Any:
+    """A number, device or switch, computed as the network computes it; or a case for values."""
+    if call.module is not None:  # a switch
+        return vars(call.module).get("in_train" if training else "in_eval")
+    if call.node.op == "call_method":
+        return call.args[0].shape[call.args[1]] if call.node.target == "size" else None
+    if call.node.target is getattr:
+        return torch.device("cpu")
+    if call.values:  # put into something else, to be given back
+        return call.values
+    assert callable(call.node.target)
+    return call.node.target(*call.args, **call.kwargs)
+
+
+def _told(node: fx.Node) -> str:
+    """An operation as a person finds it."""
+    if node.op == "call_module":
+        return str(node.target)
+    scope = node.meta.get("scope")
+    return f"{name_of(node)} in {scope}" if scope else name_of(node)
