@@ -206,18 +206,32 @@ def test_bad_input_gets_a_line_that_says_what_would_work(
     assert "Traceback" not in result.output
 
 
-def test_a_forward_that_cannot_be_traced_is_named_with_module_and_line(tmp_path: Path) -> None:
+def net(tmp_path: Path, forward: str) -> str:
+    """A model in a file of one's own, its forward given as lines."""
     file = tmp_path / "net.py"
     file.write_text(
         "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
         "        super().__init__()\n        self.fc = torch.nn.Linear(4, 4)\n\n"
-        "    def forward(self, x):\n        if x.sum() > 0:\n            x = -x\n"
+        f"    def forward(self, x):\n{forward}\n"
         "        return self.fc(x)\n\n\ndef build():\n    return Net(), torch.zeros(1, 4)\n"
     )
-    result = process("transform", f"{file}:build", "--density", "0.5")
+    return f"{file}:build"
+
+
+def test_a_forward_that_cannot_run_is_named_with_module_and_line(tmp_path: Path) -> None:
+    result = process("transform", net(tmp_path, "        x = x[:, :3]"), "--density", "0.5")
     assert result.returncode == 3
-    assert "net.py:10" in result.stderr
+    assert "net.py:11" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_cannot_be_traced_is_pruned_and_the_line_is_told(tmp_path: Path) -> None:
+    forward = "        if x.sum() > 0:\n            x = -x\n        print('here')"
+    result = process("transform", net(tmp_path, forward), "--density", "0.5", "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["counts"]["kept"] == 8
+    assert "the whole model (Net) is kept as it is" in result.stderr
+    assert "net.py:10" in result.stderr
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(
