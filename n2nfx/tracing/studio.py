@@ -25,7 +25,8 @@ from n2nfx.tracing.fake import (
     remember,
 )
 from n2nfx.tracing.leaves import is_leaf
-from n2nfx.tracing.recorder import Arguments, Fault, Really, Recorder, Replaced
+from n2nfx.tracing.recorder import Fault, Really, Recorder, Replaced
+from n2nfx.tracing.scribe import Arguments
 from n2nfx.tracing.tape import Tape
 from n2nfx.tracing.unify import Run
 from n2nfx.tracing.witness import Witness
