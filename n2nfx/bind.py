@@ -14,6 +14,7 @@ from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedStandardization,
 from n2nfx.masks import Masks
 from n2nfx.network import Network
 from n2nfx.tracing.layers import operand_of, prunable_read, taken_by_others
+from n2nfx.tracing.weights import is_weighted
 
 _IN_GRAPHS = (MaskedWeight, MaskedStandardization)
 
@@ -54,8 +55,8 @@ def bind(network: Network) -> None:
 def _layers_by_weight(module: nn.Module) -> dict[int, list[nn.Module]]:
     found: dict[int, list[nn.Module]] = {}
     for layer in module.modules():
-        if type(layer) in MASKED_CLASS:
-            found.setdefault(id(layer._parameters["weight"]), []).append(layer)
+        if is_weighted(layer):
+            found.setdefault(id(layer.weight), []).append(layer)
     return found
 
 

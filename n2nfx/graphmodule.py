@@ -25,34 +25,43 @@ _META = ("spec", "scope", "inner", "touched")  # what tracing writes down about 
 
 
 class WholeModel(nn.Module):
-    """A part of a graph module that calls the module's forward as it was before tracing.
+    """The model that a graph module was made of, of its own class, for what no graph can do.
 
-    It holds the model, but not as a part: the graph module has all of the model's parts already,
-    under their own names, and `share` makes the two have the same.
+    It calls the forward that the model had before tracing. A graph module has one as an attribute,
+    not as a part: all of the model's parts are its own, under their names, and `share` makes the
+    two have the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._held = (model,)
+        bare = copy.copy(model)
+        for hooks in HOOKS:  # those of the model itself are called by the graph module
+            vars(bare)[hooks] = type(vars(bare)[hooks])()
+        self._held = (bare,)
 
     def share(self, host: nn.Module) -> None:
         """Let the model have the parameters, buffers and modules of the host, now and later."""
         for table in ("_parameters", "_buffers", "_modules"):
             vars(self._held[0])[table] = vars(host)[table]
 
+    def train(self, mode: bool = True) -> "WholeModel":
+        """Set the mode as the model's class does, which may let parts of it stay in evaluation."""
+        self._held[0].train(mode)
+        return super().train(mode)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        (model,) = self._held
-        model.training = self.training
-        return model.forward(*args, **kwargs)
+        return self._held[0].forward(*args, **kwargs)
 
 
 class WholeGraphModule(fx.GraphModule):
     """A GraphModule with every submodule, parameter, buffer, hook and attribute of its root.
 
     `graph` is what it does; `training_graph`, if there is one, what it does in training instead.
+    `whole_model` is there where the graph calls it, or the root's class has a `train` of its own.
     """
 
     training_graph: fx.Graph | None = None
+    whole_model: WholeModel | None = None
 
     def __init__(
         self,
@@ -62,6 +71,15 @@ class WholeGraphModule(fx.GraphModule):
         training_graph: fx.Graph | None = None,
     ) -> None:
         super().__init__(root, graph, class_name)
+        self._take_over(root)
+        training_graph = training_graph or vars(root).get("training_graph")
+        if training_graph is not None:
+            training_graph.owning_module = self
+            self.training_graph = training_graph
+            self.recompile()
+
+    def _take_over(self, root: nn.Module) -> None:
+        """Have whatever the root has."""
         for name, value in vars(root).items():
             if name in _OF_EVERY_MODULE:
                 self.__dict__[name] = copy.copy(value)
@@ -71,14 +89,22 @@ class WholeGraphModule(fx.GraphModule):
         for key, hook in hooks.items():
             if hook.with_module:  # it remembers whose it is, by a weak reference
                 hooks[key] = type(hook)(hook.hook, self)
-        for part in self.children():
-            if isinstance(part, WholeModel):
-                part.share(self)
-        training_graph = training_graph or vars(root).get("training_graph")
-        if training_graph is not None:
-            training_graph.owning_module = self
-            self.training_graph = training_graph
-            self.recompile()
+        for parameter in self.parameters():
+            if not parameter.is_leaf:  # a copy of TorchScript has clones that point back at it
+                parameter.detach_().requires_grad_()
+        whole_model = vars(root).get("whole_model")
+        if whole_model is None and type(root).train not in (nn.Module.train, type(self).train):
+            whole_model = WholeModel(root)
+        if whole_model is not None:
+            whole_model.share(self)
+            vars(self)["whole_model"] = whole_model
+
+    def train(self, mode: bool = True) -> "WholeGraphModule":
+        """Set the mode of every part, as the root's class does."""
+        super().train(mode)
+        if self.whole_model is not None:
+            self.whole_model.train(mode)
+        return self
 
     def recompile(self) -> Any:
         """Make `forward` anew after a graph was edited."""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from n2nfx.registry import passes
 from n2nfx.source import network_of
 from n2nfx.spec import from_text
 from n2nfx.splice import splice
+from n2nfx.tracing.layers import nodes_of
 
 
 def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -> Network:
@@ -51,8 +53,8 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
     try:
         network = _reference(plan, model)
         as_recorded = all("graph" in step.keeps for step in plan.steps)
-        if as_recorded and network.layers != plan.layers:
-            raise DamagedFile(f"{path}: {_difference(network, plan)}")
+        if as_recorded:
+            network = _with_recorded_layers(path, network, plan)
         for step in plan.steps:
             network = _replay(network, step)
         for graph in graphs_of(network.module):
@@ -63,9 +65,10 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
     except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
         told = str(error) if isinstance(error, N2nfxError) else _one_line(error)
         raise DamagedFile(f"{path}: cannot be built again here: {told} ({_made(plan)})") from error
-    if network.layers != plan.layers:
-        raise DamagedFile(f"{path}: {_difference(network, plan)}")
-    return network
+    return _with_recorded_layers(path, network, plan)
+
+
+_NO_USE: dict[str, Any] = {"reads": (), "writes": (), "uses": 0}
 
 
 def _one_line(error: Exception) -> str:
@@ -75,7 +78,8 @@ def _one_line(error: Exception) -> str:
 def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
     """The network before the first pass."""
     origin = plan.origin
-    example = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
+    blanks = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
+    example = blanks if any(spec.by_name for spec in plan.inputs) else tuple(blanks.values())
     if isinstance(model, nn.Module):
         return replace(network_of(model, example=example), origin=origin)
     return network_of(
@@ -98,16 +102,26 @@ def _replay(network: Network, step: Step) -> Network:
     return network
 
 
-def _difference(network: Network, plan: Plan) -> str:
-    """Where the model at hand is not the recorded one."""
+def _with_recorded_layers(path: Path, network: Network, plan: Plan) -> Network:
+    """The network with the layers as recorded, which its own must be.
+
+    But for how often those are used that the graph does not call itself, as that can depend on
+    data: those in a module that is kept whole.
+    """
+    module = network.module
+    nodes = (found for graph in graphs_of(module) for found in nodes_of(module, graph))
+    called = {layer.weight for _, layer in nodes}
     for here, there in zip(network.layers, plan.layers, strict=False):
-        if here != there:
-            return (
-                f"another model: layer {there.name} {there.weight_shape} is recorded where this "
-                f"one has {here.name} {here.weight_shape}"
+        ignored = {} if here.weight in called else _NO_USE
+        if replace(here, **ignored) != replace(there, **ignored):
+            raise DamagedFile(
+                f"{path}: another model: layer {there.name} {there.weight_shape} is recorded where "
+                f"this one has {here.name} {here.weight_shape}"
             )
-    counts = f"{len(plan.layers)} layers are recorded, this one has {len(network.layers)}"
-    return f"another model: {counts}"
+    if len(network.layers) != len(plan.layers):
+        counts = f"{len(plan.layers)} layers are recorded, this one has {len(network.layers)}"
+        raise DamagedFile(f"{path}: another model: {counts}")
+    return replace(network, layers=plan.layers)
 
 
 def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> None:

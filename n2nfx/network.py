@@ -108,11 +108,15 @@ class Skip:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One tensor that the network is called with: its name, shape (batch included) and dtype."""
+    """One tensor that the network is called with: its name, shape (batch included) and dtype.
+
+    `by_name` says whether the model it was traced from took it by that name, or in order.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    by_name: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):

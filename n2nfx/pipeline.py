@@ -19,6 +19,7 @@ from n2nfx.outcome import Outcome
 from n2nfx.plan import graph_sha256
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
+from n2nfx.tracing.fake import clear_hooks
 from n2nfx.tracing.tape import Spec
 from n2nfx.tracing.values import items, tensors
 
@@ -100,25 +101,32 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
 
     A module that is kept whole may look at data: then the run is on a copy, with data.
     """
-    module = network.module
-    with_data = any("inner" in node.meta for node in module.graph.nodes)
-    if with_data:
-        module = copy.deepcopy(module)
-    device = next(module.parameters()).device if with_data else torch.device("meta")
-    inputs = blank_inputs(network.inputs, 1, device)
-    if with_data:
-        inputs = tuple(map(torch.ones_like, inputs))
-    # What the graph itself makes is on the device too, so that it has no data either.
-    with _dry(module, device), torch.no_grad(), device:
-        return tuple(tuple(tensor.shape) for tensor in tensors(module(*inputs)))
+    if any("inner" in node.meta for node in network.module.graph.nodes):
+        result = _on_ones(network)
+    else:
+        device = torch.device("meta")
+        inputs = blank_inputs(network.inputs, 1, device)
+        # What the graph itself makes is on the device too, so that it has no data either.
+        with _dry(network.module, device), torch.no_grad(), device:
+            result = network.module(*inputs)
+    return tuple(tuple(tensor.shape) for tensor in tensors(result))
+
+
+def _on_ones(network: Network) -> Any:
+    """What a copy of the module gives on ones, without hooks, which are not ours to call."""
+    module = copy.deepcopy(network.module).eval()
+    clear_hooks(module)
+    inputs = blank_inputs(network.inputs, 1, next(module.parameters()).device)
+    with torch.no_grad():
+        return module(*map(torch.ones_like, inputs))
 
 
 @contextmanager
 def _dry(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A module without its hooks, which are not ours to call, and in evaluation, the quickest.
+    """A module without its hooks and in evaluation, the quickest; its tensors are on the device.
 
-    Its tensors are on the device meanwhile. (`torch.func.functional_call` would leave tensors
-    where parameters were in a module that has two names.)
+    (`torch.func.functional_call` would leave tensors where parameters were in a module that has
+    two names.)
     """
     own = [
         (vars(part), {name: vars(part)[name] for name in (*HOOKS, *_TABLES, "training")})

@@ -20,11 +20,15 @@ _GROWTH = (37, 53, 19)
 
 @dataclass(frozen=True)
 class Call:
-    """What a model is called with: its inputs, where they are, and whether they go by name."""
+    """What a model is called with: its inputs, and where they are."""
 
     inputs: tuple[InputSpec, ...]
     device: torch.device
-    by_name: bool
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the inputs go by name; all do, or none."""
+        return self.inputs[0].by_name
 
     def blanks(self, batch: int, grown: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Inputs by name with undefined values, for a batch, the dimensions `grown` larger."""
@@ -59,8 +63,11 @@ def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
     """The example's tensors by name, in the order forward takes them."""
     parameters = _parameters(model)
     if isinstance(example, Mapping):
-        found = {p.name: example[p.name] for p in parameters if p.name in example}
-        _refuse_unknown(model, example, [p.name for p in parameters])
+        names = [p.name for p in parameters if p.name in example]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            names += [name for name in example if name not in names]
+        _refuse_unknown(model, example, [*names, *(p.name for p in parameters)])
+        found = {name: example[name] for name in names}
     else:
         tensors: list[Any] = list(example) if isinstance(example, list | tuple) else [example]
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -94,10 +101,9 @@ def _refuse_unknown(model: nn.Module, example: Mapping[str, Tensor], known: Sequ
 
 def call_of(model: nn.Module, example: Example) -> Call:
     """How an example calls a model."""
-    values = named(model, example)
+    values, by_name = named(model, example), isinstance(example, Mapping)
     inputs = tuple(
-        InputSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        InputSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), by_name)
         for name, value in values.items()
     )
-    device = next(iter(values.values())).device
-    return Call(inputs, device, by_name=isinstance(example, Mapping))
+    return Call(inputs, next(iter(values.values())).device)

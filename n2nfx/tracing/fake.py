@@ -3,8 +3,7 @@
 import copy
 import logging
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,39 +67,6 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)
     return fake.requires_grad_(tensor.requires_grad)
-
-
-def remember(model: nn.Module) -> Callable[[], None]:
-    """Gives what puts a model's attributes back: what one run leaves (a cache), no other finds."""
-    kept = [(vars(module), _unshared_attributes(vars(module))) for module in model.modules()]
-
-    def put_back() -> None:
-        for attributes, before in kept:
-            attributes.clear()
-            attributes.update(_unshared_attributes(before))
-
-    return put_back
-
-
-_UNCHANGED = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
-
-
-def _unshared_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a module's attributes, but for the tables of hooks, which no run changes."""
-    return {
-        name: value if name in _UNCHANGED else _unshared(value)
-        for name, value in attributes.items()
-    }
-
-
-def _unshared(value: Any) -> Any:
-    """A copy of nested containers; what is in them stays the same."""
-    kind: Any = type(value)
-    if kind in (dict, OrderedDict):
-        return kind([(key, _unshared(item)) for key, item in value.items()])
-    if kind in (list, set, tuple):
-        return kind(map(_unshared, value))
-    return copy.copy(value) if isinstance(value, dict) else value
 
 
 @contextmanager

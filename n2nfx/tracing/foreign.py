@@ -1,5 +1,7 @@
-"""Calls that no torch-function mode sees: custom autograd functions and TorchScript functions."""
+"""Calls that no torch-function mode sees: custom autograd functions, TorchScript functions, and
+the question whether gradients are enabled."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,3 +71,21 @@ def foreign_calls_report(report: Report) -> Iterator[None]:
         yield
     finally:
         functions.apply, scripts.__call__ = _apply, _call_script  # type: ignore[method-assign]
+
+
+@contextmanager
+def grad_mode_is_asked_for(report: Callable[[], None]) -> Iterator[None]:
+    """Tell of every question whether gradients are enabled that is not torch's own, or ours."""
+    ask = torch.is_grad_enabled
+
+    def is_grad_enabled() -> bool:
+        asker = sys._getframe(1).f_globals.get("__name__", "")
+        if asker.partition(".")[0] not in ("torch", "n2nfx"):
+            report()
+        return ask()
+
+    torch.is_grad_enabled = is_grad_enabled
+    try:
+        yield
+    finally:
+        torch.is_grad_enabled = ask

@@ -16,10 +16,11 @@ from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Layer
 from n2nfx.tracing.ops import is_view
 from n2nfx.tracing.tape import Inner
-from n2nfx.tracing.weights import is_weighted
+from n2nfx.tracing.weights import STOCK, is_weighted
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_STOCK_NAMES = {stock.__name__ for stock in STOCK}
 _QUANTIZED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic")
 
 Kind = Literal["conv", "linear"]
@@ -236,17 +237,14 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 def _calls_inside(
     module: fx.GraphModule, node: fx.Node, names: dict[int, str], taken: dict[int, str]
 ) -> Iterator[_Call]:
-    """Those that were seen to be called, in order, then the others."""
-    layers = {
-        path: layer
-        for path, layer in _parts(module, node)
-        if is_weighted(layer) and id(layer.weight) not in taken
-    }
-    called = [inner for inner in node.meta["inner"] if inner.name in layers]
-    for inner in called:
-        yield _inner_call(inner, layers[inner.name], names)
-    for path in layers.keys() - {inner.name for inner in called}:
-        yield _inner_call(Inner(path, (), ()), layers[path], names)
+    """Those of every layer inside, in the model's order: which are called can depend on data."""
+    seen: dict[str, list[Inner]] = {}
+    for inner in node.meta["inner"]:
+        seen.setdefault(inner.name, []).append(inner)
+    for path, layer in _parts(module, node):
+        if is_weighted(layer) and id(layer.weight) not in taken:
+            for inner in seen.get(path, [Inner(path, (), ())]):
+                yield _inner_call(inner, layer, names)
 
 
 def _inner_call(inner: Inner, layer: Any, names: dict[int, str]) -> _Call:
@@ -321,9 +319,11 @@ def _not_prunable(
     """Layers at a node that cannot be pruned, each with the reason."""
     if node.op == "call_module":
         for path, part in _parts(module, node):
-            weight = part._parameters.get("weight")
+            weight = getattr(part, "weight", None)
             if type(part).__module__.startswith(_QUANTIZED) and hasattr(part, "weight"):
                 yield path, "it is quantized, so its weight is packed away"
+            elif isinstance(part, torch.jit.ScriptModule) and part.original_name in _STOCK_NAMES:
+                yield path, "it is TorchScript, where no mask acts"
             elif is_weighted(part) and id(weight) in taken:
                 yield path, f"{taken[id(weight)]} uses its weight too, where no mask acts"
         return

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from n2nfx.tracing.weights import is_weighted
+from n2nfx.tracing.weights import is_patched, is_weighted
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NORMS = (
@@ -20,9 +20,9 @@ def is_leaf(module: nn.Module) -> bool:
 
     torch's own modules and norms are, unless a weight would be hidden inside. A convolution or
     linear layer whose forward is its own (a subclass, a parametrization) is traced through, so
-    that what it really convolves with is seen.
+    that what it really convolves with is seen; so is whatever has a forward put on the instance.
     """
-    if isinstance(module, (*_CONTAINERS, nn.MultiheadAttention)):
+    if isinstance(module, (*_CONTAINERS, nn.MultiheadAttention)) or is_patched(module):
         return False
     if is_weighted(module):
         return True

@@ -54,8 +54,8 @@ _ADDS = {operator.add, operator.iadd, torch.add}
 _VIEW_NAMES = {
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze"),
     *("chunk", "split", "unbind", "expand", "narrow", "select", "detach", "contiguous", "getitem"),
-    *("swapaxes", "swapdims", "movedim", "view_as", "expand_as", "to", "float", "half", "getattr"),
-    *("adaptive_avg_pool2d", "dropout", "dropout2d", "dropout3d", "pad"),
+    *("t", "swapaxes", "swapdims", "movedim", "view_as", "expand_as", "to", "float", "half"),
+    *("getattr", "adaptive_avg_pool2d", "dropout", "dropout2d", "dropout3d", "pad"),
 }
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
 

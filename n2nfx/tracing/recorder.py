@@ -12,7 +12,6 @@ import operator
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,27 +20,25 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from n2nfx.errors import CannotOperate
 from n2nfx.tracing.devices import RealDevice
-from n2nfx.tracing.foreign import foreign_calls_report
+from n2nfx.tracing.foreign import foreign_calls_report, grad_mode_is_asked_for
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.scribe import Arguments, Scribe
 from n2nfx.tracing.shapes import of_call, of_module
 from n2nfx.tracing.tape import Op, Tape
 from n2nfx.tracing.values import tensors
+from n2nfx.tracing.weights import Reporting
 from n2nfx.tracing.witness import Witness
 
 # Runs a module of the model on real tensors: its path, its arguments (fake), what to watch with.
 Really = Callable[[str, Arguments, bool], tuple[Any, Witness]]
 
 
-class Replaced(CannotOperate):
-    """Forward put another tensor in the place of one that a module holds."""
+class KeepsState(CannotOperate):
+    """Forward leaves something in a module, its `owner`, that a graph would not leave there."""
 
-    def __init__(self, name: str) -> None:
-        self.owner = name.rpartition(".")[0]
-        super().__init__(
-            f"it puts another tensor in the place of {name}, which a graph cannot: "
-            f"change it in place ({name}.copy_(...))"
-        )
+    def __init__(self, owner: str, reason: str) -> None:
+        self.owner = owner
+        super().__init__(reason)
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ class Recorder(TorchFunctionMode):
         self._device = device or RealDevice(torch.device("cpu"))
         self._autocast = False
         self._scribe = Scribe(model, self._device.real)
+        self._met: list[Exception] = []
 
     def run(self, inputs: Mapping[str, Tensor], by_name: bool = False) -> Tape:
         """Run the model's forward on fake inputs, given in order or by name, and give the tape.
@@ -89,7 +87,7 @@ class Recorder(TorchFunctionMode):
             self._scribe.write("placeholder", name, (), {}, value)
         state = set(map(id, self._model.state_dict(keep_vars=True).values()))
         try:
-            with self._modules_report(), foreign_calls_report(self._foreign), self:
+            with self._modules_report(), self._calls_unseen_report(), self:
                 result = self._model(**inputs) if by_name else self._model(*inputs.values())
             self._scribe.write("output", "output", (self._scribe.encode(result),), {}, None)
             self._refuse_replaced(state)
@@ -113,7 +111,11 @@ class Recorder(TorchFunctionMode):
             if not matters or operator.attrgetter(name)(self._model) is tensor:
                 continue
             if not any(is_inside(name, whole) for whole in self._wholes):
-                raise Replaced(name)
+                raise KeepsState(
+                    name.rpartition(".")[0],
+                    f"it puts another tensor in the place of {name}, which a graph cannot: "
+                    f"change it in place ({name}.copy_(...))",
+                )
 
     # What torch calls become.
 
@@ -124,7 +126,12 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        with self._meeting():
+            return self._torch_call(func, args, dict(kwargs or {}))
+
+    def _torch_call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         name = getattr(func, "__name__", "")
         if self._paused:
             return self._call(func, name, args, kwargs)
@@ -141,6 +148,15 @@ class Recorder(TorchFunctionMode):
             result = self._scribe.own(result)
             self._scribe.write(*_call(func, name, args, kwargs, self._scribe.encode), result)
         return result
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """Remember the errors that model code gets to see, as it may catch them."""
+        try:
+            yield
+        except Exception as error:
+            self._met.append(error)
+            raise
 
     def _call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -199,21 +215,35 @@ class Recorder(TorchFunctionMode):
             self._scribe.write("call_function", target, *encoded, result)
         return result
 
+    @contextmanager
+    def _calls_unseen_report(self) -> Iterator[None]:
+        with foreign_calls_report(self._foreign), grad_mode_is_asked_for(self._refuse_to_tell):
+            yield
+
+    def _refuse_to_tell(self) -> None:
+        """Whether gradients are enabled is known when the graph runs, and not before."""
+        if not self._paused:
+            with self._meeting():
+                raise CannotOperate(
+                    "it asks whether gradients are enabled, and a graph would keep the answer"
+                )
+
     # What module calls become.
 
     @contextmanager
     def _modules_report(self) -> Iterator[None]:
         """Let every module of the model report its own calls while it runs."""
-        own = [(module, vars(module).get("forward")) for module in self._model.modules()]
         for name, module in self._model.named_modules():
-            vars(module)["forward"] = partial(self._forward, module, name, module.forward)
+            report = Reporting(self._forward, module, name, module.forward)
+            report.own = vars(module).get("forward")
+            vars(module)["forward"] = report
         try:
             yield
         finally:
-            for module, forward in own:
-                del vars(module)["forward"]
-                if forward is not None:
-                    vars(module)["forward"] = forward
+            for module in self._model.modules():
+                own = vars(module).pop("forward").own
+                if own is not None:
+                    vars(module)["forward"] = own
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -230,12 +260,13 @@ class Recorder(TorchFunctionMode):
         if self._paused:
             return forward(*args, **kwargs)
         self._scribe.scope.append(name)  # stays there when the call fails, to say where it did
-        if name in self._wholes:
-            result = self._keep_whole(module, name, forward, (args, kwargs))
-        elif name and is_leaf(module):
-            result = self._call_leaf(module, name, forward, (args, kwargs))
-        else:
-            result = self._go_through(module, name, forward, (args, kwargs))
+        with self._meeting():
+            if name in self._wholes:
+                result = self._keep_whole(module, name, forward, (args, kwargs))
+            elif name and is_leaf(module):
+                result = self._call_leaf(module, name, forward, (args, kwargs))
+            else:
+                result = self._go_through(module, name, forward, (args, kwargs))
         self._scribe.scope.pop()
         return result
 
@@ -262,10 +293,13 @@ class Recorder(TorchFunctionMode):
         self, module: nn.Module, name: str, forward: Callable[..., Any], arguments: Arguments
     ) -> Any:
         """A module that is traced through, or kept whole where that fails."""
-        mark = self._scribe.mark()
+        mark, met = self._scribe.mark(), len(self._met)
         self._scribe.tape.visits.append((mark.entries, name))
         try:
-            return forward(*arguments[0], **arguments[1])
+            result = forward(*arguments[0], **arguments[1])
+            if len(self._met) > met:
+                raise self._met[met]  # caught by model code: on real tensors there may be none
+            return result
         except Exception as error:
             self._note(error)
             if not name or self._really is None:
@@ -279,6 +313,7 @@ class Recorder(TorchFunctionMode):
                 raise error from None  # the first is the one that says why
             assert fault is not None
             self._wholes[name] = fault
+            del self._met[met:]
             return result
 
     def _keep_whole(
@@ -302,13 +337,17 @@ class Recorder(TorchFunctionMode):
         self, module: nn.Module, name: str, forward: Callable[..., Any], arguments: Arguments
     ) -> tuple[Any, Witness]:
         """What a module gives, on fake tensors or else on real ones, and what it did."""
-        self._witness = witness = Witness(module, name)
+        self._witness, met = Witness(module, name), len(self._met)
         try:
-            with witness.watching():
-                return forward(*arguments[0], **arguments[1]), witness
+            with self._witness.watching():
+                result = forward(*arguments[0], **arguments[1])
+            if len(self._met) > met:
+                raise self._met[met]
+            return result, self._witness
         except Exception:
             if self._really is None:
                 raise
+            del self._met[met:]
             return self._really(name, arguments, module.training)
         finally:
             self._witness = None

@@ -4,16 +4,16 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from n2nfx.graphmodule import HOOKS, WholeModel
+from n2nfx.graphmodule import WholeModel
 from n2nfx.tracing.studio import Studio
 from n2nfx.tracing.tape import Entry, Spec, Tape
 from n2nfx.tracing.values import items, specs
 
 
 def whole_root(studio: Studio, inputs: Mapping[str, Tensor]) -> Tape:
-    """The tape of one call of the whole model, which is put into itself as a part to be called.
+    """The tape of one call of the whole model, which the graph module keeps beside its graph.
 
     The model runs once on the inputs as they are, so that its layers are seen; raises what it
     raises.
@@ -25,10 +25,11 @@ def whole_root(studio: Studio, inputs: Mapping[str, Tensor]) -> Tape:
     tape = Tape()
     refs = [tape.write(_entry("placeholder", name, value)) for name, value in inputs.items()]
     args, kwargs = ((), dict(zip(inputs, refs, strict=True))) if by_name else (tuple(refs), {})
-    name, value = _put_inside(model), _both(specs(alone.result))
+    vars(model)["whole_model"] = WholeModel(model)
+    value = _both(specs(alone.result))
     inner = tuple(call.per_example(batch) for call in alone.witness.calls)
     touched = frozenset(alone.witness.touched)
-    call = Entry("call_module", name, args, kwargs, value, "", inner, touched)
+    call = Entry("call_module", "whole_model", args, kwargs, value, "", inner, touched)
     called = tape.write(call)
     tape.write(Entry("output", "output", (called,), {}, None, ""))
     return tape
@@ -45,15 +46,3 @@ def _both(spec: Any) -> Any:
     if isinstance(spec, dict):
         return {key: _both(item) for key, item in spec.items()}
     return [_both(item) for _, item in items(spec)] if isinstance(spec, list) else None
-
-
-def _put_inside(model: nn.Module) -> str:
-    """Give the model a part that calls its own forward."""
-    inside = copy.copy(model)
-    for hooks in HOOKS:  # those of the model itself are called by the graph
-        vars(inside)[hooks] = type(vars(inside)[hooks])()
-    name = "whole"
-    while hasattr(model, name):
-        name += "_"
-    model.add_module(name, WholeModel(inside))
-    return name

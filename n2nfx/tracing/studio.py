@@ -1,10 +1,10 @@
 """Where a model's forward is recorded: each run as if it were the first, on one fake copy."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from n2nfx.tracing.fake import (
     meta_copy,
     quiet,
     random_untouched,
-    remember,
 )
 from n2nfx.tracing.leaves import is_leaf
-from n2nfx.tracing.recorder import Fault, Really, Recorder, Replaced
+from n2nfx.tracing.memory import Change, Memory
+from n2nfx.tracing.recorder import Fault, KeepsState, Really, Recorder, is_inside
 from n2nfx.tracing.scribe import Arguments
 from n2nfx.tracing.tape import Tape
 from n2nfx.tracing.unify import Run
@@ -56,21 +56,64 @@ class Stage:
         self.device = device
         self.mode = mode  # the context that its tensors live in
         self.where = where  # the device that its inputs are made on
-        self._put_back = remember(copied)
+        self._memory = Memory(copied)
 
     def record(self, call: Call, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
-        """The tape of one run; raises what the forward raises, or `Stopped` with the place."""
+        """The tape of one run, as if it were the first.
+
+        Raises `Stopped` with the place where it fails, and `KeepsState` where a second run would
+        do something else.
+        """
+        before = self._memory.versions()
+        try:
+            tape = self._run(call, run, wholes, really)
+            kept = [c for c in self._memory.changes() if not _is_in_any(c.owner, wholes)]
+            if kept:
+                written = self._memory.written(before)
+                self._refuse_state(kept, tape, written, partial(self._run, call, run, wholes, None))
+            return tape
+        finally:
+            self._memory.put_back()
+
+    def _refuse_state(
+        self, kept: list[Change], first: Tape, written: set[str], again: Callable[[], Tape]
+    ) -> None:
+        """Refuse what makes the next run another: a counter is refused, a cache is not.
+
+        That is made by the first run and found by all others, which do nothing else otherwise.
+        """
+        plain = [change for change in kept if change.plain]
+        before = self._memory.versions()
+        try:
+            second = again()
+            if second == first:
+                return
+            cached = len(plain) < len(kept) and self._memory.written(before) == written
+            if cached and again() == second:
+                return
+        except (KeepsState, Stopped):
+            pass  # what the first run left is in the way of the second
+        change = (plain or kept)[0]
+        raise KeepsState(
+            change.owner,
+            f"it keeps {change.name} from one call to the next and does something else then, where "
+            "a graph would do every time what the first call does",
+        )
+
+    def _run(self, call: Call, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
         recorder = Recorder(self.model.train(run.training), wholes, really, self.device)
         try:
             with self.mode:
                 blanks = call.blanks(run.batch, run.grown, self.where)
                 return recorder.run(blanks, by_name=call.by_name)
-        except Replaced:
+        except KeepsState:
             raise
         except Exception as error:
             raise Stopped(recorder.fault or Fault(error, ("",))) from error
-        finally:
-            self._put_back()
+
+
+def _is_in_any(name: str, paths: Iterable[str]) -> bool:
+    return any(is_inside(name, path) for path in paths)
 
 
 class Studio:
@@ -120,7 +163,7 @@ class Studio:
         if self._quick is not None:
             try:
                 return self._quick.record(self.call, run, self.wholes, None)
-            except (Stopped, Replaced) as error:
+            except (Stopped, KeepsState) as error:
                 if strict:  # at another size: a failure says nothing about the device
                     raise Stopped(Fault(error, ("",))) from error
                 self._quick = None
@@ -128,7 +171,7 @@ class Studio:
             try:
                 really = None if strict else self._really
                 return self._careful.record(self.call, run, self.wholes, really)
-            except Replaced as error:
+            except KeepsState as error:
                 if not error.owner or strict:
                     raise Stopped(Fault(error, (error.owner,))) from error
                 self.wholes[error.owner] = Fault(error, (error.owner,))

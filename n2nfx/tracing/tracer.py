@@ -1,9 +1,8 @@
 """From a module and an example input to the reference Network."""
 
-import copy
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +11,12 @@ from torch import Tensor, fx, nn
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import WholeGraphModule
 from n2nfx.masked import PLAIN_CLASS, MaskedWeight
-from n2nfx.network import Network
+from n2nfx.network import Layer, Network
+from n2nfx.tracing.closures import deep_copy, make_copyable
 from n2nfx.tracing.example import Call, Example, call_of, named
 from n2nfx.tracing.explain import explain, why_whole
 from n2nfx.tracing.layers import find_layers
-from n2nfx.tracing.recorder import Fault
+from n2nfx.tracing.recorder import Fault, is_inside
 from n2nfx.tracing.rootless import whole_root
 from n2nfx.tracing.sizes import fix_sizes
 from n2nfx.tracing.studio import Stopped, Studio, open_studio
@@ -46,12 +46,38 @@ def trace(model: nn.Module, example: Example) -> Network:
         raise CannotOperate(f"only an nn.Module can be traced, not a {type(model).__name__}")
     try:
         with torch.inference_mode(False):  # the copy is to be trained, wherever it is made
-            own = copy.deepcopy(model)
+            own = deep_copy(model)
     except Exception as error:
         raise CannotOperate(
             f"{type(model).__name__} cannot be copied ({error}), and only a copy is operated on"
         ) from error
-    return record(own, example)
+    with _untouched(model):
+        network = record(own, example)
+    return replace(network, notes=(*network.notes, *_without_hooks(model)))
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put the buffers of a model back if its copy changes them, which is refused."""
+    before = [(n, buffer, buffer._version, buffer.clone()) for n, buffer in model.named_buffers()]
+    try:
+        yield
+    finally:
+        changed = [found for found in before if found[1]._version != found[2]]
+        for _, buffer, _, value in changed:
+            buffer.copy_(value)
+    if changed:
+        raise CannotOperate(
+            f"a copy of {type(model).__name__} still runs layers of the model itself, since it "
+            f"changed {changed[0][0]}: they are in a global variable; let forward find them in self"
+        )
+
+
+def _without_hooks(model: nn.Module) -> Iterator[str]:
+    """What no copy of a tensor has."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            yield f"{name} has a hook of its own, which a copy does not have: register it again"
 
 
 def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
@@ -62,6 +88,7 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
     call = call_of(model, example)
     _refuse_taken_names(model)
     _refuse_masks_at_work(model)
+    make_copyable(model)
     with redirect_stdout(sys.stderr), open_studio(model, call, quick) as studio:
         try:
             graphs = _graphs(studio)
@@ -70,9 +97,8 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
     evaluation, *training = (_written(model, recorded, call) for recorded in graphs)
     module = WholeGraphModule(model, evaluation, type(model).__name__, *training)
     layers, notes = find_layers(module)
-    return Network(
-        module=module, layers=layers, inputs=call.inputs, notes=(*_notes(studio, graphs), *notes)
-    )
+    notes = (*_notes(studio, graphs, layers), *notes)
+    return Network(module=module, layers=layers, inputs=call.inputs, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -157,15 +183,18 @@ def _written(model: nn.Module, recorded: _Recorded, call: Call) -> fx.Graph:
     return graph
 
 
-def _notes(studio: Studio, graphs: tuple[_Recorded, ...]) -> tuple[str, ...]:
+def _notes(studio: Studio, graphs: tuple[_Recorded, ...], layers: Sequence[Layer]) -> Iterator[str]:
     """What a person should know of the modules that are kept whole."""
     called = {e.target for graph in graphs for e in graph.tape.entries if e.op == "call_module"}
-    return tuple(
-        f"{path or 'the whole model'} ({type(studio.model.get_submodule(path)).__name__}) is kept "
-        f"as it is, its layers prunable, no skip inside: {why_whole(fault, studio.model)}"
-        for path, fault in studio.wholes.items()
-        if path in called or not path
-    )
+    for path, fault in studio.wholes.items():
+        if path in called or not path:
+            made_of = type(studio.model.get_submodule(path)).__name__
+            prunable = any(is_inside(layer.weight, path) for layer in layers)
+            yield (
+                f"{path or 'the whole model'} ({made_of}) is kept as it is, "
+                f"{'its layers prunable' if prunable else 'nothing in it prunable'}, "
+                f"no skip inside: {why_whole(fault, studio.model)}"
+            )
 
 
 def _refuse_taken_names(model: nn.Module) -> None:

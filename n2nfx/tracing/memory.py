@@ -1,0 +1,93 @@
+"""What a model's modules keep in their attributes, so that every run of it can be the first."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+# The tables of hooks, which no run changes.
+_UNCHANGED = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+_CONSTANTS = (int, float, complex, bool, str, bytes)
+
+
+@dataclass(frozen=True)
+class Change:
+    """An attribute that a run left other than it was; `plain` if there is no tensor in it."""
+
+    owner: str
+    name: str
+    plain: bool
+
+
+class Memory:
+    """The attributes of all modules of a model as they were at first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (path, vars(module), _unshared_attributes(vars(module)))
+            for path, module in model.named_modules()
+        ]
+        self._state = [*model.named_parameters(), *model.named_buffers()]
+
+    def put_back(self) -> None:
+        """Let the model be as it was: what one run leaves (a cache), no other finds."""
+        for _, attributes, before in self._kept:
+            attributes.clear()
+            attributes.update(_unshared_attributes(before))
+
+    def changes(self) -> Iterator[Change]:
+        """What is not as it was at first."""
+        for path, attributes, before in self._kept:
+            for name in attributes.keys() | before.keys():
+                now, then = attributes.get(name), before.get(name)
+                if name not in _UNCHANGED and name != "training" and not _same(now, then):
+                    yield Change(path, name, not (_holds_tensor(now) or _holds_tensor(then)))
+
+    def versions(self) -> dict[str, int]:
+        """How often each parameter and buffer was changed in place."""
+        return {name: tensor._version for name, tensor in self._state}
+
+    def written(self, before: dict[str, int]) -> set[str]:
+        """Those that were changed since."""
+        return {name for name, version in self.versions().items() if version != before[name]}
+
+
+def _unshared_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a module's attributes."""
+    return {
+        name: value if name in _UNCHANGED else _unshared(value)
+        for name, value in attributes.items()
+    }
+
+
+def _unshared(value: Any) -> Any:
+    """A copy of nested containers; what is in them stays the same."""
+    kind: Any = type(value)
+    if kind in (dict, OrderedDict):
+        return kind([(key, _unshared(item)) for key, item in value.items()])
+    if kind in (list, set, tuple):
+        return kind(map(_unshared, value))
+    return copy.copy(value) if isinstance(value, dict) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, (*_CONSTANTS, set)) and one == other
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
