@@ -63,13 +63,14 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [found for found in before if found[1]._version != found[2]]
-        for _, buffer, _, value in changed:
-            buffer.copy_(value)
+        changed = [name for name, buffer, version, _ in before if buffer._version != version]
+        if changed:
+            for _, buffer, _, value in before:  # batch norm changes some without telling
+                buffer.copy_(value)
     if changed:
         raise CannotOperate(
             f"a copy of {type(model).__name__} still runs layers of the model itself, since it "
-            f"changed {changed[0][0]}: they are in a global variable; let forward find them in self"
+            f"changed {changed[0]}: they are in a global variable; let forward find them in self"
         )
 
 
