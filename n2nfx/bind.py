@@ -42,7 +42,7 @@ def bind(network: Network) -> None:
                 f"the mask of {name} cannot act in {others[id(weight)]}, which shares the weight; "
                 "give each a weight of its own"
             )
-        acting = mask.to(weight.device, copy=True)  # a loaded state must not reach the network's
+        acting = _like(weight, mask)
         for layer in at_layers:
             layer.__class__ = MASKED_CLASS[type(layer)]
             layer.register_buffer(MASK, acting)
@@ -50,6 +50,14 @@ def bind(network: Network) -> None:
             masked = _standardize(module, name, acting, computed.get(id(weight), []))
             _follow_with_mask(module, name, acting, [*at_reads, *masked])
     module.recompile()
+
+
+def _like(weight: Tensor, mask: Tensor) -> Tensor:
+    """A mask of its own (a loaded state must not reach the network's), laid out as the weight is.
+
+    What is selected by it then is laid out so too, and convolved by the same algorithm.
+    """
+    return torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(mask)
 
 
 def _layers_by_weight(module: nn.Module) -> dict[int, list[nn.Module]]:

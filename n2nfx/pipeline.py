@@ -19,7 +19,7 @@ from n2nfx.outcome import Outcome
 from n2nfx.plan import graph_sha256
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
-from n2nfx.tracing.fake import clear_hooks
+from n2nfx.tracing.fake import lay_bare
 from n2nfx.tracing.tape import Spec
 from n2nfx.tracing.values import items, tensors
 
@@ -115,7 +115,7 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
 def _on_ones(network: Network) -> Any:
     """What a copy of the module gives on ones, without hooks, which are not ours to call."""
     module = copy.deepcopy(network.module).eval()
-    clear_hooks(module)
+    lay_bare(module)
     inputs = blank_inputs(network.inputs, 1, next(module.parameters()).device)
     with torch.no_grad():
         return module(*map(torch.ones_like, inputs))
@@ -128,9 +128,11 @@ def _dry(module: nn.Module, device: torch.device) -> Iterator[None]:
     (`torch.func.functional_call` would leave tensors where parameters were in a module that has
     two names.)
     """
-    own = [
-        (vars(part), {name: vars(part)[name] for name in (*HOOKS, *_TABLES, "training")})
+    names = (*HOOKS, *_TABLES, "training")
+    own = [  # what `torch.compile` makes of a module is one, and has none of these
+        (vars(part), {name: vars(part)[name] for name in names})
         for part in module.modules()
+        if "training" in vars(part)
     ]
     for attributes, before in own:
         attributes.update({name: type(before[name])() for name in HOOKS}, training=False)

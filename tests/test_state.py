@@ -155,7 +155,7 @@ def test_a_pipeline_changes_its_own_copy_of_what_a_forward_encloses() -> None:
 
 def test_a_forward_that_runs_the_original_by_a_global_name_is_refused() -> None:
     model = built(lambda: Model(Model.plain))
-    namespace = {"old": model.block.forward}
+    namespace = {"old": model.get_submodule("block").forward}
     vars(model.block)["forward"] = eval("lambda x: old(x) * 2", namespace)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CannotOperate, match=r"still runs layers of the model itself.*block\.1"):
@@ -395,7 +395,7 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.experts: Any = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         order = self.experts[0].weight.detach().sum(1).argsort().tolist()
@@ -446,3 +446,84 @@ def test_what_was_saved_is_loaded(tmp_path: Path, make: Any, inputs: Any) -> Non
     if make is not InAList:  # whose hidden layer is nowhere to be saved
         want = outcome.network.module.eval()(example(BATCH))
         assert torch.equal(again.module.eval()(example(BATCH)), want)
+
+
+# What torch.compile makes
+
+
+def compiled(path: str) -> nn.Module:
+    model = Model(Model.plain)
+    setattr(model, path, torch.compile(model.get_submodule(path), backend="eager"))
+    return model
+
+
+@pytest.mark.parametrize("path", ["block", "first"])
+def test_a_compiled_part_is_traced_as_what_it_was_made_of(path: str) -> None:
+    network = n2nfx.trace(built(lambda: compiled(path)), example())
+    assert network.notes == ()
+    assert len(network.layers) == 3
+    assert_same(lambda: Model(Model.plain), network.module)
+    pruned = n2nfx.Pipeline([RandomPruning(0.5)])(network).network
+    assert pruned.module(example(BATCH)).isfinite().all()
+
+
+def test_a_model_that_compiles_itself_is_traced_without() -> None:
+    model = built(lambda: Model(Model.plain))
+    model.get_submodule("block").compile(backend="eager")
+    network = n2nfx.trace(model, example())
+    assert len(network.layers) == 3
+    assert_same(lambda: Model(Model.plain), network.module)
+
+
+# TorchScript inside
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).relu()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_inside_is_called_trained_and_told_not_to_be_prunable() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), torch.jit.script(Scripted()), nn.Linear(4, 4))
+
+    network = traced(make)
+    assert wholes(network) == ["1"]
+    assert "nothing in it prunable" in network.notes[0]
+    assert "1.inner: not prunable" in network.notes[1]
+    assert [layer.name for layer in network.layers] == ["0", "2"]
+    assert all(parameter.is_leaf for parameter in copy.deepcopy(network.module).parameters())
+    n2nfx.Pipeline([RandomPruning(0.5)])(network)
+
+
+# What has nothing to prune
+
+
+def test_a_network_without_layers_is_refused_with_the_reasons() -> None:
+    network = n2nfx.trace(nn.Sequential(nn.Flatten(), nn.ReLU()), example())
+    with pytest.raises(CannotOperate, match="no layer that can be pruned"):
+        n2nfx.Pipeline([RandomPruning(0.5)])(network)
+
+
+def test_a_hook_on_a_parameter_is_told_to_be_lost() -> None:
+    model = built(lambda: Model(Model.plain))
+    model.get_parameter("first.weight").register_hook(lambda gradient: gradient * 2)
+    (note,) = n2nfx.trace(model, example()).notes
+    assert note.startswith("first.weight has a hook of its own")
+
+
+def test_masks_are_laid_out_as_their_weights_are() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).to(
+        memory_format=torch.channels_last
+    )
+    network = n2nfx.trace(model, torch.zeros(1, 3, 8, 8))
+    pruned = n2nfx.Pipeline([RandomPruning(0.5)])(network).network
+    for part in pruned.module.children():
+        mask = part.get_buffer("weight_mask")
+        assert mask.is_contiguous(memory_format=torch.channels_last)

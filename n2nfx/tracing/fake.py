@@ -27,7 +27,7 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
         raise CannotOperate(
             f"{type(model).__name__} cannot be copied for tracing: {error}"
         ) from error
-    clear_hooks(fake)
+    lay_bare(fake)
     return fake
 
 
@@ -36,7 +36,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     tables = [table for m in model.modules() for table in (m._parameters, m._buffers, vars(m))]
     real = {id(t): t for table in tables for t in table.values() if isinstance(t, Tensor)}
     blank = copy.deepcopy(model, {key: _on_meta(tensor) for key, tensor in real.items()})
-    clear_hooks(blank)
+    lay_bare(blank)
     return blank
 
 
@@ -49,11 +49,15 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return blank.requires_grad_(tensor.requires_grad)
 
 
-def clear_hooks(model: nn.Module) -> None:
-    """Take the hooks of a copy away from all its modules."""
+def lay_bare(model: nn.Module) -> None:
+    """Take the hooks of a copy away from all its modules, and what `torch.compile` put on them."""
     for module in model.modules():
         for hooks in HOOKS:
             getattr(module, hooks).clear()
+        if vars(module).get("_compiled_call_impl") is not None:
+            vars(module)["_compiled_call_impl"] = None
+        if type(module).__module__.startswith("torch._dynamo"):
+            vars(module)["forward"] = module._orig_mod
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -295,7 +295,7 @@ def _taken_at(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, str]
                 if parameter is not None:
                     yield id(parameter), f"{path or 'the model'} ({type(part).__name__})"
     for name in node.meta.get("touched", ()):
-        yield id(module.get_parameter(name)), f"a function inside {node.target}"
+        yield id(_attribute(module, name)), f"a function inside {node.target}"
 
 
 def not_prunable(module: fx.GraphModule) -> dict[str, list[str]]:

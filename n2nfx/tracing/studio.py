@@ -17,8 +17,8 @@ from n2nfx.graphmodule import HOOKS
 from n2nfx.tracing.devices import META, MetaInstead, RealDevice
 from n2nfx.tracing.example import Call
 from n2nfx.tracing.fake import (
-    clear_hooks,
     fake_copy,
+    lay_bare,
     meta_copy,
     quiet,
     random_untouched,
@@ -194,7 +194,7 @@ class Studio:
         """What a copy of a module, without hooks, does with real arguments."""
         if path not in self._copies:
             self._copies[path] = copy.deepcopy(self.model.get_submodule(path))
-            clear_hooks(self._copies[path])
+            lay_bare(self._copies[path])
         module = self._copies[path].train(training)
         witness = Witness(module, path)
         with witness.watching():
