@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from n2nfx.budget import Allocation, apportion, split
+from n2nfx.doctor.machine import bytes_of_memory
 from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.fitting import Kernel
 from n2nfx.masks import Masks, RandomRanking, permuted_prefix, select
@@ -18,6 +19,7 @@ from n2nfx.seeds import derive, generator
 from n2nfx.splice import fill, prepare, splice
 from n2nfx.wiring import Branches, Options, Placement, Wiring, find_branches
 
+_BYTES = 4 + 1 + 1  # of a branch weight in memory: itself, its mask, and the mask that acts
 _FURTHEST = 8  # hops that an error looks through for one that would do
 
 
@@ -80,6 +82,7 @@ class N2NSkip:
         branches = find_branches(network, options)
         _require_room(network, branches, options, share.skip)
         skips = self._decide(branches.skips, share.skip)
+        _require_memory(skips)
         splice(network, skips)
         ranking = network.scores or RandomRanking(probe.seed)
         allocation = network.allocation or Allocation()
@@ -164,6 +167,17 @@ def _require_room(network: Network, branches: Branches, options: Options, wanted
         f"{_words(options.hops)} ({len(branches.skips)}) hold at most {branches.capacity:,}"
         f"{_because(branches)}. {_elsewhere(network, options, wanted)}"
     )
+
+
+def _require_memory(skips: Sequence[Skip]) -> None:
+    """Raise `CannotOperate` where the branches, dense as they are trained, fit in no memory here."""
+    needed, (_, total) = _BYTES * sum(skip.size for skip in skips), bytes_of_memory()
+    if total is not None and needed > total:
+        raise CannotOperate(
+            f"{len(skips):,} branches take {needed / 2**30:.1f} GiB, as the few weights that they "
+            f"keep lie in dense tensors, and this machine has {total / 2**30:.1f} GiB; fewer hops, "
+            "or kernel=1, would do"
+        )
 
 
 def _because(branches: Branches) -> str:

@@ -284,14 +284,14 @@ def test_a_compiler_is_found_or_brought(commands: Path, monkeypatch: pytest.Monk
 def test_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, state in ((2**36, "ok"), (2**29, "warning")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(2**40, 0, free))
-        monkeypatch.setattr(machine, "_bytes_of_memory", lambda free=free: (free, 2**37))
+        monkeypatch.setattr(machine, "bytes_of_memory", lambda free=free: (free, 2**37))
         assert named(Tried(), "memory").state == named(Tried(), "disk").state == state
     assert "0.5 GiB free in " in named(Tried(), "disk").detail
     assert "0.5 GiB free of 128.0 GiB" in named(Tried(), "memory").detail
 
 
 def test_the_memory_of_this_machine_is_known() -> None:
-    free, total = machine._bytes_of_memory()
+    free, total = machine.bytes_of_memory()
     assert total is not None
     assert total > 2**28
     assert free is None or 0 < free <= total

@@ -26,7 +26,7 @@ from n2nfx.masks import Masks
 from n2nfx.models import build
 from n2nfx.network import Network, Skip
 from n2nfx.outcome import Outcome
-from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem
+from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem, n2nskip
 from n2nfx.pipeline import Pass, Pipeline
 from n2nfx.splice import prepare
 from n2nfx.wiring import Options, find_branches
@@ -807,3 +807,18 @@ def test_a_first_layer_that_is_no_2d_convolution_is_refused(
 @pytest.mark.parametrize("before", [RandomPruning(0.5), N2NSkip(0.1), ResSkip()])
 def test_the_stem_is_not_changed_after_pruning_or_skips(before: Pass) -> None:
     assert "before pruning" in refused([before, SmallInputStem()], network("vgg"))
+
+
+def test_branches_that_fit_in_no_memory_are_refused_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reference = n2nfx.trace(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), torch.zeros(1, 8))
+    passes = [RandomPruning(0.5), N2NSkip(0.2, hops=(2,))]
+    needed = 6 * 2 * 64
+    for total, fits in ((needed, True), (needed - 1, False), (None, True)):
+        monkeypatch.setattr(n2nskip, "bytes_of_memory", lambda total=total: (None, total))
+        if fits:
+            assert len(n2nfx.Pipeline(passes)(reference).network.skips) == 2
+            continue
+        with pytest.raises(CannotOperate, match="2 branches take 0.0 GiB.*fewer hops"):
+            n2nfx.Pipeline(passes)(reference)

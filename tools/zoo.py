@@ -128,6 +128,13 @@ def report(rows: Sequence[Row]) -> str:
         "\n## Not prunable, or kept whole\n",
         "\n".join(f"* `{row['name']}`: {note}" for row in rows for note in row.get("notes", ()))
         or "None.",
+        "\n## Without skips\n",
+        "\n".join(
+            f"* `{row['name']}`: {row['spliced']}"
+            for row in rows
+            if type(row.get("spliced")) is str
+        )
+        or "None.",
         "\n## Pairs of layers that no skip joins\n",
         _refusals(rows),
         "\n## Every model\n",

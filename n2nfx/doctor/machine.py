@@ -106,7 +106,7 @@ def _bring_compiler() -> str:
 
 
 def _memory() -> Finding:
-    free, total = _bytes_of_memory()
+    free, total = bytes_of_memory()
     if total is None:
         return Finding("room", "memory", "warning", "its size cannot be found out here")
     told = f"{total / _GIB:.1f} GiB"
@@ -118,7 +118,7 @@ def _memory() -> Finding:
     return Finding("room", "memory", "ok", told)
 
 
-def _bytes_of_memory() -> tuple[int | None, int | None]:
+def bytes_of_memory() -> tuple[int | None, int | None]:
     """Available and total, as far as the system says."""
     try:
         text = Path("/proc/meminfo").read_text()
