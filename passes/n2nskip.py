@@ -170,7 +170,7 @@ def _require_room(network: Network, branches: Branches, options: Options, wanted
 
 
 def _require_memory(skips: Sequence[Skip]) -> None:
-    """Raise `CannotOperate` where the branches, dense as they are trained, fit in no memory here."""
+    """Raise `CannotOperate` where the branches, which are dense in memory, are more than it."""
     needed, (_, total) = _BYTES * sum(skip.size for skip in skips), bytes_of_memory()
     if total is not None and needed > total:
         raise CannotOperate(

@@ -129,11 +129,7 @@ def report(rows: Sequence[Row]) -> str:
         "\n".join(f"* `{row['name']}`: {note}" for row in rows for note in row.get("notes", ()))
         or "None.",
         "\n## Without skips\n",
-        "\n".join(
-            f"* `{row['name']}`: {row['spliced']}"
-            for row in rows
-            if type(row.get("spliced")) is str
-        )
+        "\n".join(f"* `{row['name']}`: {row['spliced']}" for row in rows if _without_skips(row))
         or "None.",
         "\n## Pairs of layers that no skip joins\n",
         _refusals(rows),
@@ -141,6 +137,10 @@ def report(rows: Sequence[Row]) -> str:
         _table(rows),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _without_skips(row: Row) -> bool:
+    return isinstance(row.get("spliced"), str)  # then it is the reason
 
 
 def _summary(rows: Sequence[Row]) -> str:
