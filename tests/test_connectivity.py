@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import Model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,19 +28,6 @@ from n2nfx.network import Layer, Network
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip
 
 SHAPE = (6, 8, 8)
-
-
-class Model(nn.Module):
-    """A forward that is a function of the module and its input, over the given parts."""
-
-    def __init__(self, body: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.body = body
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.body(self, x)
 
 
 def conv(into: int, out: int, kernel: int = 1, **settings: Any) -> nn.Conv2d:

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from samples import Model
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
@@ -18,22 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import n2nfx
 from n2nfx.network import Layer
 from n2nfx.passes import RandomPruning
-
-
-class Model(nn.Module):
-    """A forward that is a function of the module and its input, over the given parts."""
-
-    def __init__(self, body: Callable[..., Any], **parts: nn.Module | Tensor) -> None:
-        super().__init__()
-        self.body = body
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.body(self, x)
 
 
 def layers(model: nn.Module, *shape: int) -> tuple[Layer, ...]:

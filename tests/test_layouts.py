@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from samples import Model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,21 +14,8 @@ from n2nfx.network import Network
 from n2nfx.sites import Sites
 
 
-class Of(nn.Module):
-    """A module whose forward is a function of its layers, one a name, and its input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self._function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
-
-
 def trace(forward: Callable[..., Tensor], *shape: int, **layers: nn.Module) -> Network:
-    return n2nfx.trace(Of(forward, **layers), torch.zeros(2, *shape))
+    return n2nfx.trace(Model(forward, **layers), torch.zeros(2, *shape))
 
 
 def layout_of(network: Network, name: str) -> Layout | Misfit:

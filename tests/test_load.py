@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from samples import Tied
+from torch import nn
 
 import n2nfx
 from n2nfx import artifact
@@ -98,15 +99,6 @@ def test_trained_weights_are_what_is_saved(tmp_path: Path) -> None:
 
 
 def test_half_precision_and_tied_weights_survive(tmp_path: Path) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-            self.second.weight = self.first.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(torch.relu(self.first(x)))
-
     example = torch.zeros(1, 6, dtype=torch.bfloat16)
     module = Tied().bfloat16()
     outcome = n2nfx.transform(module, density=0.5, example=example)

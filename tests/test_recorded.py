@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from samples import Tied
+from torch import nn
 
 import n2nfx
 from n2nfx import artifact, recorded
@@ -61,15 +62,6 @@ def test_what_is_saved_is_consistent_and_counts_as_the_network_does(
 
 
 def test_tied_weights_and_other_masks_than_the_steps_left_are_consistent(tmp_path: Path) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-            self.second.weight = self.first.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(torch.relu(self.first(x)))
-
     n2nfx.transform(Tied(), density=0.5, example=torch.zeros(1, 6)).save(tmp_path / "tied")
     assert recorded.read(tmp_path / "tied").network.nnz == 18
     one, other = (outcome(RandomPruning(d), N2NSkip(0.3, hops=(2,))) for d in (0.2, 0.3))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from samples import Model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -24,22 +25,6 @@ Forward = Callable[..., Any]
 def _fake() -> Iterator[None]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
-
-
-class Model(nn.Module):
-    """A forward that is a function of the module and the inputs, over the given parts."""
-
-    def __init__(self, body: Forward, **parts: Any) -> None:
-        super().__init__()
-        self.body = body
-        for name, part in parts.items():
-            if isinstance(part, nn.Module | nn.Parameter):
-                setattr(self, name, part)
-            else:
-                self.register_buffer(name, part)
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.body(self, *inputs, **named)
 
 
 def recorded(model: nn.Module, *shapes: tuple[int, ...]) -> Tape:

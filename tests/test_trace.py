@@ -16,6 +16,7 @@ import timm
 import torch
 import torch.utils.checkpoint
 import torchvision
+from samples import Model
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import StdConv2d
 from torch import Tensor, fx, nn
@@ -31,22 +32,6 @@ from n2nfx.tracing import record
 Forward = Callable[..., Any]
 
 BATCH = 4  # one that tracing itself never uses
-
-
-class Model(nn.Module):
-    """A forward that is a function of the module and the inputs, over the given parts."""
-
-    def __init__(self, body: Forward, **parts: Any) -> None:
-        super().__init__()
-        self.body = body
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.body(self, *inputs)
 
 
 def examples(*shapes: tuple[int, ...], batch: int = 1) -> tuple[Tensor, ...]:

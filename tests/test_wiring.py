@@ -11,6 +11,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import Model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -275,19 +276,6 @@ def test_a_batch_that_is_squeezed_away_for_one_example_is_refused_not_stumbled_o
     assert [(r.source, r.target) for r in branches.refused] == [("conv", "head")]
 
 
-class Of(nn.Module):
-    """A module whose forward is a function of its layers, one a name, and its input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self._function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
-
-
 def in_turns(*names: str, then: Callable[[Tensor], Tensor] = functional.relu) -> Network:
     """A chain of maps and windows: a layer named w... sees its (B, 4, 4, C) as (B * 4, 4, C)."""
 
@@ -298,7 +286,7 @@ def in_turns(*names: str, then: Callable[[Tensor], Tensor] = functional.relu) ->
         return x
 
     return n2nfx.trace(
-        Of(forward, **{name: nn.Linear(3, 3) for name in names}), torch.zeros(1, 4, 4, 3)
+        Model(forward, **{name: nn.Linear(3, 3) for name in names}), torch.zeros(1, 4, 4, 3)
     )
 
 
@@ -355,7 +343,7 @@ def test_a_larger_map_is_passed_over() -> None:
 
     convolutions = {name: nn.Conv2d(3, 3, 3, padding=1) for name in "abcd"}
     branches = find_branches(
-        n2nfx.trace(Of(hourglass, **convolutions), torch.zeros(1, 3, 8, 8)), Options(hops=(1,))
+        n2nfx.trace(Model(hourglass, **convolutions), torch.zeros(1, 3, 8, 8)), Options(hops=(1,))
     )
     assert ("b", "d", 2) in spans(branches)
     assert {refusal.reason for refusal in branches.refused} == {"the target is larger: 4x4 to 8x8"}
@@ -368,7 +356,7 @@ def test_attention_with_its_sequence_first_is_no_gate() -> None:
         warnings.simplefilter("ignore")  # that a sequence first is slow
         encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     network = n2nfx.trace(
-        Of(lambda m, x: m.body(x.transpose(0, 1)), body=encoder), torch.zeros(1, 5, 8)
+        Model(lambda m, x: m.body(x.transpose(0, 1)), body=encoder), torch.zeros(1, 5, 8)
     )
     sites = Sites(network.module, network.layers)
     depths = {sites.sites[number].name: depth for number, depth in sites.depths().items()}
@@ -393,7 +381,7 @@ def test_ends_with_other_numbers_than_floats_of_one_kind_are_refused() -> None:
         "c": nn.Linear(3, 3, dtype=torch.complex64),
     }
     branches = find_branches(
-        n2nfx.trace(Of(mixed, **layers), torch.zeros(1, 3)), Options(hops=(1,))
+        n2nfx.trace(Model(mixed, **layers), torch.zeros(1, 3)), Options(hops=(1,))
     )
     reasons = {refusal.target: refusal.reason for refusal in branches.refused}
     assert reasons == {
@@ -406,7 +394,7 @@ def test_a_layer_that_is_called_twice_is_told_of_once() -> None:
     def twice(m: nn.Module, x: Tensor) -> Tensor:
         return m.b(m.a(x) + m.a(-x))  # type: ignore[operator]
 
-    network = n2nfx.trace(Of(twice, a=nn.Linear(3, 3), b=nn.Linear(3, 3)), torch.zeros(1, 3))
+    network = n2nfx.trace(Model(twice, a=nn.Linear(3, 3), b=nn.Linear(3, 3)), torch.zeros(1, 3))
     branches = find_branches(network, Options(hops=(1,)))
     assert told(branches) == {("input", "a", 1), ("a", "b", 1)}
     assert len(branches.refused) == 2

@@ -48,8 +48,7 @@ def import_all() -> None:
     import timm  # noqa: F401
     import torch
     import torchvision  # noqa: F401
-
-    from tools import zoo_check
+    import zoo_check
 
     torch.set_num_threads(1)
     zoo_check.warm_up()
@@ -79,13 +78,13 @@ def run(name: str, limit: float) -> Row:
 
 
 def _work(name: str, sender: Any) -> None:
-    from tools import zoo_check
+    import zoo_check
 
     sender.send(zoo_check.check(name))
 
 
 def _family(name: str) -> str:
-    from tools import zoo_check
+    import zoo_check
 
     return zoo_check.family(name)
 
@@ -222,5 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

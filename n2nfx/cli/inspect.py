@@ -4,30 +4,18 @@ import json
 
 import click
 
-from n2nfx.cli.options import Numbers
+from n2nfx.cli import options
 
 SCHEMA = "n2nfx.inspect/1"
 
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--hops",
-    type=Numbers(),
-    default="1,2,3,4,5",
-    show_default=True,
-    help="Layers that a branch would bypass.",
-)
-@click.option(
-    "--wiring",
-    type=click.Choice(["paper", "linear", "joint"]),
-    default="paper",
-    show_default=True,
-    help="Where a branch would enter its target.",
-)
-@click.option("--num-classes", type=int, help="Classes of the model; its zoo's default if absent.")
-@click.option("--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@options.hops(default="1,2,3,4,5", help="Layers that a branch would bypass.")
+@options.wiring(help="Where a branch would enter its target.")
+@options.num_classes
+@options.input_shape
+@options.as_json
 def inspect(
     model: str,
     hops: tuple[int, ...],

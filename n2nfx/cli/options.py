@@ -1,5 +1,6 @@
-"""Option types that several commands share: whole numbers and shapes written with commas."""
+"""Options, and types of options, that several commands have."""
 
+from functools import partial
 from typing import Any
 
 import click
@@ -37,3 +38,20 @@ class NumberOr(click.ParamType):
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor {self.word!r}", param, ctx)
+
+
+hops = partial(click.option, "--hops", type=Numbers(), show_default=True)
+wiring = partial(
+    click.option,
+    "--wiring",
+    type=click.Choice(["paper", "linear", "joint"]),
+    default="paper",
+    show_default=True,
+)
+num_classes = click.option(
+    "--num-classes", type=int, help="Classes of the model; its zoo's default if absent."
+)
+input_shape = click.option(
+    "--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from n2nfx.cli.options import NumberOr, Numbers
+from n2nfx.cli import options
+from n2nfx.cli.options import NumberOr
 
 SCHEMA = "n2nfx.transform/1"
 
@@ -25,9 +26,7 @@ SCHEMA = "n2nfx.transform/1"
 )
 @click.option("--pruner", default="random", show_default=True, help="How weights are chosen.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything drawn.")
-@click.option(
-    "--hops", type=Numbers(), default="3", show_default=True, help="Layers a branch bypasses."
-)
+@options.hops(default="3", help="Layers a branch bypasses.")
 @click.option(
     "--placement",
     type=click.Choice(["every", "blocks", "stages"]),
@@ -35,13 +34,9 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="Which legal pairs of layers get a branch.",
 )
-@click.option(
-    "--wiring",
-    type=click.Choice(["paper", "linear", "joint"]),
-    default="paper",
-    show_default=True,
+@options.wiring(
     help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, or before "
-    "the norm.",
+    "the norm."
 )
 @click.option(
     "--kernel",
@@ -92,12 +87,12 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="The first and the last layer: pruned like all, or kept whole.",
 )
-@click.option("--num-classes", type=int, help="Classes of the model; its zoo's default if absent.")
-@click.option("--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32.")
+@options.num_classes
+@options.input_shape
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write the artifact to.")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there already.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def transform(model: str, out: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+@options.as_json
+def transform(model: str, out: Path | None, force: bool, as_json: bool, **asked: Any) -> None:
     """Prune MODEL to exactly round(density * N) weights, a share of them in N2NSkip branches.
 
     MODEL is a torchvision or timm name (resnet50, timm:resnet50), one of ours
@@ -113,11 +108,10 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **option
             raise click.UsageError("--out must name a directory")
         artifact.require_free(out, force)
     with narrated():
-        outcome = operate(model, **options)
+        outcome = operate(model, **asked)
         files = outcome.save(out, force=force) if out is not None else ()
-    asked = {"model": model, **options}
     if as_json:
-        data = {"schema": SCHEMA, "asked": asked, **as_data(outcome)}
+        data = {"schema": SCHEMA, "asked": {"model": model, **asked}, **as_data(outcome)}
         click.echo(json.dumps({**data, "files": [str(file) for file in files]}, indent=2))
         return
     show(outcome, asked, files)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tools import zoo_check
+import zoo_check
 
 FAMILIES = Path(__file__).with_name("families.txt").read_text().split()
 # The most multiply-adds of a forward whose numbers are compared here; `tools/zoo.py` goes further.
