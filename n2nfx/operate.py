@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.network import Probe
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning
@@ -64,7 +64,5 @@ def transform(
     network = network_of(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
     )
-    if not network.layers:
-        raise CannotOperate("; ".join(("the model has no prunable layer", *network.notes)))
     probe = Probe(seed=seed, batches=() if batch is None else (batch,), loss=loss)
     return apply(steps, network, probe)  # nobody else holds this network

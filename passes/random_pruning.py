@@ -31,8 +31,7 @@ class RandomPruning:
 
     def __call__(self, network: Network, probe: Probe) -> Network:
         if not network.layers:
-            reasons = "".join(f"; {note}" for note in network.notes[:3])
-            raise CannotOperate(f"the network has no layer that can be pruned{reasons}")
+            raise CannotOperate("; ".join(("the model has no prunable layer", *network.notes)))
         if network.skips:
             raise CannotOperate("prune before skips are added: their weights come out of the same")
         allocation = Allocation(self.allocation, self.floor, self.ends)
