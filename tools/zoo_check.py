@@ -107,9 +107,7 @@ def _check(row: Row, most: float, gradients: bool) -> None:
     network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), built.example))
     _describe(row, network)
     row["stage"] = "careful"
-    careful = record(copy.deepcopy(original), built.example, quick=False)
-    if (careful.text(), careful.layers) != (network.text(), network.layers):
-        raise Fails("fake tensors and tensors without data give different graphs")
+    _same_with_fake_tensors(original, built.example, network)
     row["stage"] = "reach"
     row["hidden"], row["unused"] = _unreached(original, network)
     if row["hidden"]:
@@ -124,6 +122,12 @@ def _check(row: Row, most: float, gradients: bool) -> None:
         _same_shapes(original, network.module, network)
     row["stage"] = "skips"
     _skips(row, network, inputs if numbers else None)
+
+
+def _same_with_fake_tensors(original: nn.Module, example: Tensor, network: Network) -> None:
+    careful = record(copy.deepcopy(original), example, quick=False)
+    if (careful.text(), careful.layers) != (network.text(), network.layers):
+        raise Fails("fake tensors and tensors without data give different graphs")
 
 
 def _timed(work: Any) -> tuple[Any, int]:
@@ -279,10 +283,10 @@ def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> Non
             row["refused"][refusal.reason] = row["refused"].get(refusal.reason, 0) + 1
     if not network.layers:
         return
-    pruned = n2nfx.Pipeline([RandomPruning(DENSITY)])(network).network
     want = round(DENSITY * network.size)
-    if pruned.nnz != want:
-        raise Fails(f"{pruned.nnz} weights kept, not {want}")
+    kept = n2nfx.Pipeline([RandomPruning(DENSITY)])(network).network.nnz
+    if kept != want:
+        raise Fails(f"{kept} weights kept, not {want}")
     try:
         skipped = N2NSkip(RATIO, HOPS, wiring="linear")
         outcome = n2nfx.Pipeline([RandomPruning(DENSITY), skipped])(network)
