@@ -29,14 +29,16 @@ Row = dict[str, Any]
 # A sweep
 
 
-def sweep(names: Sequence[str], out: Path, jobs: int, limit: float, again: bool) -> None:
+def sweep(
+    names: Sequence[str], out: Path, jobs: int, limit: float, again: bool, most: float
+) -> None:
     """Check every name that the file has no row for, `jobs` at a time."""
     import_all()
     done = {row["name"]: row for row in read(out)}
     left = [n for n in names if n not in done or (again and done[n]["status"] != "ok")]
     print(f"{len(names)} names, {len(left)} to run", file=sys.stderr)
     with out.open("a") as file, ThreadPoolExecutor(jobs) as pool:
-        for number, row in enumerate(pool.map(lambda name: run(name, limit), left), 1):
+        for number, row in enumerate(pool.map(lambda name: run(name, limit, most), left), 1):
             file.write(json.dumps(row) + "\n")
             file.flush()
             told = row.get("reason", "")
@@ -54,11 +56,11 @@ def import_all() -> None:
     zoo_check.warm_up()
 
 
-def run(name: str, limit: float) -> Row:
+def run(name: str, limit: float, most: float) -> Row:
     """The row of one model, from a process that ends with it or is ended after `limit` seconds."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(name, sender))
+    process = context.Process(target=_work, args=(name, most, sender))
     start = time.perf_counter()
     process.start()
     sender.close()
@@ -77,10 +79,10 @@ def run(name: str, limit: float) -> Row:
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _work(name: str, sender: Any) -> None:
+def _work(name: str, most: float, sender: Any) -> None:
     import zoo_check
 
-    sender.send(zoo_check.check(name))
+    sender.send(zoo_check.check(name, most))
 
 
 def _family(name: str) -> str:
@@ -210,6 +212,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("zoo.jsonl"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300, help="seconds for one model")
+    parser.add_argument(
+        "--most", type=float, default=2e10, help="multiply-adds of a forward compared in numbers"
+    )
     parser.add_argument("--again", action="store_true", help="run again what failed")
     parser.add_argument("--report", type=Path, help="print the table of a file, and run nothing")
     asked = parser.parse_args()
@@ -217,7 +222,7 @@ def main() -> None:
         print(report(read(asked.report)), end="")
         return
     patterns = [*asked.names, *([str(FAMILIES)] if asked.families else [])]
-    sweep(expand(patterns), asked.out, asked.jobs, asked.limit, asked.again)
+    sweep(expand(patterns), asked.out, asked.jobs, asked.limit, asked.again, asked.most)
 
 
 if __name__ == "__main__":
