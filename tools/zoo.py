@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,23 @@ Row = dict[str, Any]
 # A sweep
 
 
-def sweep(
-    names: Sequence[str], out: Path, jobs: int, limit: float, again: bool, most: float
-) -> None:
+@dataclass(frozen=True)
+class Effort:
+    """How far the check of one model goes."""
+
+    limit: float  # seconds
+    most: float  # multiply-adds of a forward whose numbers are compared
+    gradients: bool
+
+
+def sweep(names: Sequence[str], out: Path, jobs: int, effort: Effort, again: bool) -> None:
     """Check every name that the file has no row for, `jobs` at a time."""
     import_all()
     done = {row["name"]: row for row in read(out)}
     left = [n for n in names if n not in done or (again and done[n]["status"] != "ok")]
     print(f"{len(names)} names, {len(left)} to run", file=sys.stderr)
     with out.open("a") as file, ThreadPoolExecutor(jobs) as pool:
-        for number, row in enumerate(pool.map(lambda name: run(name, limit, most), left), 1):
+        for number, row in enumerate(pool.map(lambda name: run(name, effort), left), 1):
             file.write(json.dumps(row) + "\n")
             file.flush()
             told = row.get("reason", "")
@@ -56,20 +64,20 @@ def import_all() -> None:
     zoo_check.warm_up()
 
 
-def run(name: str, limit: float, most: float) -> Row:
-    """The row of one model, from a process that ends with it or is ended after `limit` seconds."""
+def run(name: str, effort: Effort) -> Row:
+    """The row of one model, from a process that ends with it or is ended at the time limit."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(name, most, sender))
+    process = context.Process(target=_work, args=(name, effort, sender))
     start = time.perf_counter()
     process.start()
     sender.close()
     row: Row = {"name": name, "family": _family(name), "status": "failed", "stage": "process"}
     try:
-        if receiver.poll(limit):
+        if receiver.poll(effort.limit):
             row = receiver.recv()
         else:
-            row["reason"] = f"it takes more than {limit:.0f} seconds"
+            row["reason"] = f"it takes more than {effort.limit:.0f} seconds"
     except EOFError:
         row["reason"] = "the process died, for want of memory perhaps"
     if process.is_alive():
@@ -79,10 +87,10 @@ def run(name: str, limit: float, most: float) -> Row:
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _work(name: str, most: float, sender: Any) -> None:
+def _work(name: str, effort: Effort, sender: Any) -> None:
     import zoo_check
 
-    sender.send(zoo_check.check(name, most))
+    sender.send(zoo_check.check(name, effort.most, effort.gradients))
 
 
 def _family(name: str) -> str:
@@ -215,6 +223,7 @@ def main() -> None:
     parser.add_argument(
         "--most", type=float, default=2e10, help="multiply-adds of a forward compared in numbers"
     )
+    parser.add_argument("--no-gradients", action="store_true", help="compare no backward")
     parser.add_argument("--again", action="store_true", help="run again what failed")
     parser.add_argument("--report", type=Path, help="print the table of a file, and run nothing")
     asked = parser.parse_args()
@@ -222,7 +231,8 @@ def main() -> None:
         print(report(read(asked.report)), end="")
         return
     patterns = [*asked.names, *([str(FAMILIES)] if asked.families else [])]
-    sweep(expand(patterns), asked.out, asked.jobs, asked.limit, asked.again, asked.most)
+    effort = Effort(asked.limit, asked.most, not asked.no_gradients)
+    sweep(expand(patterns), asked.out, asked.jobs, effort, asked.again)
 
 
 if __name__ == "__main__":
