@@ -1,12 +1,10 @@
 """From a name to a network to operate on: three zoos, or a function in a file of one's own."""
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,8 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
 from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+from n2nfx.ownfile import described, first_line
 from n2nfx.seeds import derive
 
 Example: TypeAlias = Tensor | tuple[Any, ...]
@@ -90,17 +90,17 @@ def build(
     without arguments, which returns a module, or (module, example). The same seed gives the same
     weights and the same example; the caller's random state stays as it was. `num_classes` None is
     the zoo's own number; `input_shape` is without the batch, (3, 32, 32), and replaces the
-    example's. Raises UsageError for a name that nobody has, CannotOperate for a model that cannot
-    be built here or operated on.
+    example's; timm's and our models are built for its channels. Raises UsageError for a name that
+    nobody has, CannotOperate for a model that cannot be built here or operated on.
     """
     _check_numbers(num_classes, input_shape)
     with _quietly() as caught, _own_random_state(derive(seed, "model")):
-        if _is_file(name):
-            canonical, notes = _canonical_file(name), ()
+        if ownfile.is_file(name):
+            canonical, notes = ownfile.canonical(name), ()
             built = _from_file(canonical, num_classes, input_shape)
         else:
             canonical, notes = _resolve(name)
-            built = _from_zoo(canonical, num_classes)
+            built = _from_zoo(canonical, num_classes, _channels(input_shape))
     return Model(
         name=canonical,
         module=built.module,
@@ -153,7 +153,7 @@ def _quietly() -> Iterator[list[warnings.WarningMessage]]:
 def _as_notes(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:
     # Deprecations speak to whoever maintains the zoo; what remains is about the model.
     for_maintainers = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
-    texts = [_one_line(w.message) for w in caught if not issubclass(w.category, for_maintainers)]
+    texts = [first_line(w.message) for w in caught if not issubclass(w.category, for_maintainers)]
     return tuple(dict.fromkeys(texts))
 
 
@@ -173,16 +173,6 @@ def _example(built: _Built, seed: int, input_shape: Shape | None) -> Example:
     generator = torch.Generator().manual_seed(derive(seed, "example"))
     inputs = tuple(torch.randn((1, *s), generator=generator, device="cpu") for s in shapes)
     return inputs[0] if len(inputs) == 1 else inputs
-
-
-def _one_line(error: object) -> str:
-    """What an error or a warning says, its first line only."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
 
 
 # --- names of the zoos -------------------------------------------------------------------------
@@ -279,7 +269,7 @@ def _import_failure(package: str, error: Exception) -> CannotOperate:
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return CannotOperate(f"{package} is not installed: pip install {package}")
     return CannotOperate(
-        f"{package} is installed but cannot be imported ({_described(error)}); "
+        f"{package} is installed but cannot be imported ({described(error)}); "
         f"install the release that belongs to torch {torch.__version__}: "
         f"pip install --upgrade {package}"
     )
@@ -288,17 +278,27 @@ def _import_failure(package: str, error: Exception) -> CannotOperate:
 # --- building from a zoo -----------------------------------------------------------------------
 
 
-def _from_zoo(canonical: str, num_classes: int | None) -> _Built:
+def _channels(input_shape: Shape | None) -> int:
+    """The channels of an image of that shape; 3 where it is none."""
+    return input_shape[0] if input_shape is not None and len(input_shape) == len(_IMAGE) else 3
+
+
+def _from_zoo(canonical: str, num_classes: int | None, channels: int) -> _Built:
     zoo, _, name = canonical.partition(":")
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    return _BUILDERS[zoo](name, classes)
+    return _BUILDERS[zoo](name, classes, channels)
 
 
-def _from_torchvision(name: str, classes: dict[str, int]) -> _Built:
+def _from_torchvision(name: str, classes: dict[str, int], channels: int) -> _Built:
     builder = _imported("torchvision.models").get_model_builder(name)
     if builder.__module__.startswith("torchvision.models.detection."):
         raise CannotOperate(f"torchvision:{name}: detection models cannot be operated on yet")
     shapes = _TORCHVISION_INPUTS.get(builder.__module__, (_IMAGE,))
+    if channels != 3:
+        raise UsageError(
+            f"torchvision:{name} takes images of 3 channels, not of {channels}; "
+            "models of timm and n2nfx take others"
+        )
     if classes and builder.__module__.startswith("torchvision.models.optical_flow."):
         raise UsageError(f"torchvision:{name} estimates optical flow and takes no num_classes")
     options: dict[str, Any] = {"weights": None, **classes}
@@ -309,9 +309,10 @@ def _from_torchvision(name: str, classes: dict[str, int]) -> _Built:
     return _Built(_constructed(f"torchvision:{name}", builder, options), shapes)
 
 
-def _from_timm(name: str, classes: dict[str, int]) -> _Built:
+def _from_timm(name: str, classes: dict[str, int], channels: int) -> _Built:
     _check_tag(name)
-    options = {"model_name": name, "pretrained": False, **classes}
+    others = {} if channels == 3 else {"in_chans": channels}
+    options = {"model_name": name, "pretrained": False, **classes, **others}
     module = _constructed(f"timm:{name}", _imported("timm").create_model, options)
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", {})
     return _Built(module, (tuple(config.get("input_size") or _IMAGE),))
@@ -324,14 +325,16 @@ def _check_tag(name: str) -> None:
         raise UsageError(f"timm's {architecture} has no tag {tag!r}{did_you_mean(name, tagged)}")
 
 
-def _from_n2nfx(name: str, classes: dict[str, int]) -> _Built:
+def _from_n2nfx(name: str, classes: dict[str, int], channels: int) -> _Built:
     entry = n2nfx_zoo.NETWORKS[name]
-    if classes and "num_classes" not in inspect.signature(entry.builder).parameters:
-        raise UsageError(f"n2nfx:{name} takes no num_classes")
-    return _Built(_constructed(f"n2nfx:{name}", entry.builder, classes), (entry.input_shape,))
+    options = classes if channels == 3 else {**classes, "in_channels": channels}
+    for option in options:
+        if option not in inspect.signature(entry.builder).parameters:
+            raise UsageError(f"n2nfx:{name} takes no {option}")
+    return _Built(_constructed(f"n2nfx:{name}", entry.builder, options), (entry.input_shape,))
 
 
-_BUILDERS: dict[str, Callable[[str, dict[str, int]], _Built]] = {
+_BUILDERS: dict[str, Callable[[str, dict[str, int], int], _Built]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "n2nfx": _from_n2nfx,
@@ -349,35 +352,16 @@ def _constructed(
             f"{canonical} needs the package {package}: pip install {package}"
         ) from error
     except Exception as error:
-        raise CannotOperate(f"{canonical} cannot be built here: {_described(error)}") from error
+        raise CannotOperate(f"{canonical} cannot be built here: {described(error)}") from error
 
 
 # --- building from a file ----------------------------------------------------------------------
 
 
-def _is_file(name: str) -> bool:
-    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
-
-
-def _canonical_file(name: str) -> str:
-    """The path with forward slashes, a colon and the function; raises UsageError for any other."""
-    path, _, function = name.rpartition(":")
-    if name.endswith(".py"):
-        raise UsageError(f"{name} is a file: name the function in it too, as in {name}:build")
-    return f"{Path(path).as_posix()}:{function}"
-
-
 def _from_file(canonical: str, num_classes: int | None, input_shape: Shape | None) -> _Built:
-    path_text, _, name = canonical.rpartition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise UsageError(f"there is no file {path_text}{near}")
-    with _importable(path.parent):
-        function = _function(canonical, _loaded(path), name)
-        options, notes = _file_options(canonical, function, num_classes)
-        with _blaming(path):
-            result = function(**options)
+    function = ownfile.load(canonical)
+    options, notes = _file_options(canonical, function, num_classes)
+    result = function(**options)
     module, example = _module_and_example(canonical, result)
     if input_shape is not None:
         _check_one_input(canonical, example)
@@ -388,76 +372,6 @@ def _from_file(canonical: str, num_classes: int | None, input_shape: Shape | Non
             "return (module, example), or pass --input (input_shape in Python)"
         )
     return _Built(module, example=example, notes=notes)
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a file import its neighbours while it is loaded and called."""
-    entry = str(folder.resolve())
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        if entry in sys.path:  # the file may have changed the path itself
-            sys.path.remove(entry)
-
-
-@contextmanager
-def _blaming(path: Path) -> Iterator[None]:
-    """Turn whatever a person's file raises into one line that names the file and its line."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        line = _line_in(path, error)
-        where = f"{path.as_posix()}:{line}" if line else path.as_posix()
-        raise CannotOperate(f"{where}: {_described(error)}") from error
-
-
-def _line_in(path: Path, error: BaseException) -> int | None:
-    file = str(path.resolve())
-    if isinstance(error, SyntaxError) and error.filename == file:
-        return error.lineno
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    return lines[-1] if lines else None
-
-
-def _loaded(path: Path) -> ModuleType:
-    """The file as a module with a private name, which stays known so that its classes pickle.
-
-    The name is made from path and content, so an edited file is loaded anew. Compiled here
-    and not by the import system, whose cached bytecode can be older than an edit.
-    """
-    file = path.resolve()
-    source = file.read_bytes()
-    digest = hashlib.sha256(str(file).encode() + b"\0" + source).hexdigest()
-    name = f"_n2nfx_file_{digest[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module = ModuleType(name)
-    module.__file__ = str(file)
-    sys.modules[name] = module
-    try:
-        with _blaming(path):
-            exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _function(canonical: str, module: ModuleType, name: str) -> Callable[..., object]:
-    function = getattr(module, name, None)
-    if callable(function):
-        return function
-    path = canonical.rpartition(":")[0]
-    own = [
-        key
-        for key, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", "") == module.__name__
-    ]
-    has = f" (it has {', '.join(own)})" if own else " (it has none)"
-    raise UsageError(f"{path} has no function {name!r}{did_you_mean(name, own)}{has}")
 
 
 def _file_options(

@@ -13,15 +13,15 @@ _VGG19_GROUPS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 _MLP_WIDTHS = (3072, 512, 256, 128, 64)
 
 
-def vgg19_cifar(num_classes: int = 10) -> nn.Module:
+def vgg19_cifar(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """VGG19 with batch norm in its CIFAR form: sixteen convolutions and one linear layer.
 
-    Takes (batch, 3, 32, 32), gives (batch, num_classes). The convolutions have no bias, because
-    the batch norm behind each would subtract it again (as in the CIFAR VGGs of the pruning
+    Takes (batch, in_channels, 32, 32), gives (batch, num_classes). The convolutions have no bias,
+    because the batch norm behind each would subtract it again (as in the CIFAR VGGs of the pruning
     literature). Initialization is that of torchvision's VGG: He et al. 2015, fan out.
     """
     layers: list[nn.Module] = []
-    channels = 3
+    channels = in_channels
     for group in _VGG19_GROUPS:
         for width in group:
             layers += [
@@ -43,15 +43,15 @@ def vgg19_cifar(num_classes: int = 10) -> nn.Module:
     return network
 
 
-def resnet50_cifar(num_classes: int = 10) -> nn.Module:
+def resnet50_cifar(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet50 in its CIFAR form: a 3x3 stem with stride 1, and no max-pool.
 
-    Takes (batch, 3, 32, 32), gives (batch, num_classes).
+    Takes (batch, in_channels, 32, 32), gives (batch, num_classes).
     """
     from torchvision.models import resnet50
 
     network = resnet50(weights=None, num_classes=num_classes)
-    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
     _init_conv(network.conv1)
     network.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     return network

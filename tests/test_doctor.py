@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from n2nfx import catalogue
 from n2nfx import doctor as library
 from n2nfx.cli import main
 from n2nfx.doctor import Finding, data, imports, machine, packages
@@ -302,9 +304,11 @@ def test_the_memory_of_this_machine_is_known() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data folder, and no package of Debian's."""
+    """An empty data folder, and a place of its own for Debian's package."""
     monkeypatch.setenv("N2NFX_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "debian")
+    fashion = replace(catalogue.ENTRIES["fashion-mnist"], elsewhere=(tmp_path / "debian",))
+    entries = {**catalogue.ENTRIES, "fashion-mnist": fashion}
+    monkeypatch.setattr(catalogue, "ENTRIES", entries)
     return tmp_path
 
 
@@ -321,30 +325,32 @@ def sets() -> dict[str, Finding]:
 def test_missing_data_is_told_with_where_it_was_looked_for_and_what_brings_it(root: Path) -> None:
     found = sets()
     assert {finding.state for finding in found.values()} == {"missing"}
-    assert found["fashion-mnist"].remedy == "apt install dataset-fashion-mnist"
+    assert "n2nfx data fetch fashion-mnist" in found["fashion-mnist"].remedy
+    assert "apt install dataset-fashion-mnist" in found["fashion-mnist"].remedy
     assert str(root / "FashionMNIST" / "raw") in found["fashion-mnist"].detail
-    code = found["cifar10"].remedy
-    assert code.startswith("python -c ")
-    assert f'CIFAR10("{root}", download=True)' in code
+    assert str(root / "debian") in found["fashion-mnist"].detail
+    assert found["cifar10"].remedy == "n2nfx data fetch cifar10"
+    assert str(root / "imagenet") in found["imagenet"].remedy
 
 
-def test_data_is_found_where_torchvision_and_debian_put_it(root: Path) -> None:
+def test_data_is_found_where_fetch_and_debian_put_it(root: Path) -> None:
     parts = [f"{a}-{b}-ubyte" for a in ("train", "t10k") for b in ("images-idx3", "labels-idx1")]
     fill(root / "debian", *(f"{part}.gz" for part in parts))
     assert sets()["fashion-mnist"].detail == str(root / "debian")
-    shutil.rmtree(root / "debian")
     fill(root / "FashionMNIST" / "raw", *parts)
     assert sets()["fashion-mnist"].detail == str(root / "FashionMNIST" / "raw")
-    fill(root / "cifar-10-batches-py", "test_batch", *(f"data_batch_{n}" for n in range(1, 6)))
-    fill(root / "cifar-100-python", "train", "test")
+    batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    fill(root / "cifar-10-batches-bin", "test_batch.bin", *batches)
+    fill(root / "cifar-100-binary", "train.bin", "test.bin")
     fill(root / "imagenet", "train", "val")
     assert {finding.state for finding in sets().values()} == {"ok"}
 
 
 def test_data_of_which_a_part_is_missing_is_a_warning_that_names_it(root: Path) -> None:
-    fill(root / "cifar-10-batches-py", "test_batch", *(f"data_batch_{n}" for n in range(1, 5)))
+    batches = [f"data_batch_{number}.bin" for number in range(1, 5)]
+    fill(root / "cifar-10-batches-bin", "test_batch.bin", *batches)
     assert sets()["cifar10"].state == "warning"
-    assert "lacks data_batch_5" in sets()["cifar10"].detail
+    assert "lacks data_batch_5.bin" in sets()["cifar10"].detail
 
 
 def test_a_data_folder_that_is_none_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

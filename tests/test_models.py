@@ -590,3 +590,20 @@ def test_a_missing_function_is_refused_with_those_that_are_there(
 def test_a_file_without_a_function_is_refused_saying_how_to_name_one(net: str) -> None:
     with pytest.raises(UsageError, match=r"name the function in it too, as in .*net\.py:build"):
         models.build(net)
+
+
+# Images of other channels
+
+
+@pytest.mark.parametrize("name", ["n2nfx:resnet50_cifar", "timm:resnet18"])
+def test_models_of_timm_and_ours_are_built_for_the_channels_of_the_input(name: str) -> None:
+    model = models.build(name, num_classes=10, input_shape=(1, 32, 32))
+    assert forward(model).shape == (1, 10)
+    assert next(model.module.parameters()).shape[1] == 1
+
+
+def test_a_torchvision_model_says_that_it_takes_three_channels() -> None:
+    with pytest.raises(UsageError, match="3 channels, not of 1; models of timm and n2nfx"):
+        models.build("torchvision:resnet18", input_shape=(1, 32, 32))
+    with pytest.raises(UsageError, match="mlp takes no in_channels"):
+        models.build("n2nfx:mlp", input_shape=(1, 32, 32))

@@ -16,6 +16,7 @@ _COMMANDS = {
     "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
     "inspect": "Show a model's layers, and where skips could go.",
     "verify": "Check that an artifact is whole and says the truth of itself.",
+    "data": "List, fetch and check data sets.",
     "models": "List the models that can be named.",
     "passes": "List the passes and their arguments.",
     "doctor": "Examine whether n2nfx can work here, and name what would help.",

@@ -1,6 +1,7 @@
 """Options, and types of options, that several commands have."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,5 +54,10 @@ num_classes = click.option(
 )
 input_shape = click.option(
     "--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32."
+)
+data_root = click.option(
+    "--data-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of data sets; by default N2NFX_DATA, or ~/.cache/n2nfx.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")

@@ -4,12 +4,15 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from n2nfx.cli import options
 from n2nfx.cli.options import NumberOr
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = "n2nfx.transform/1"
 
@@ -89,10 +92,28 @@ SCHEMA = "n2nfx.transform/1"
 )
 @options.num_classes
 @options.input_shape
+@click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")
+@options.data_root
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Images of it: the first of the training set, as they are.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write the artifact to.")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there already.")
 @options.as_json
-def transform(model: str, out: Path | None, force: bool, as_json: bool, **asked: Any) -> None:
+def transform(
+    model: str,
+    data: str | None,
+    data_root: Path | None,
+    batch_size: int,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Prune MODEL to exactly round(density * N) weights, a share of them in N2NSkip branches.
 
     MODEL is a torchvision or timm name (resnet50, timm:resnet50), one of ours
@@ -107,12 +128,16 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **asked:
         if not out.name:
             raise click.UsageError("--out must name a directory")
         artifact.require_free(out, force)
+    batch = None
+    if data is not None:
+        batch, asked = _first_batch(data, data_root, batch_size, asked)
     with narrated():
-        outcome = operate(model, **asked)
+        outcome = operate(model, batch=batch, **asked)
         files = outcome.save(out, force=force) if out is not None else ()
     if as_json:
-        data = {"schema": SCHEMA, "asked": {"model": model, **asked}, **as_data(outcome)}
-        click.echo(json.dumps({**data, "files": [str(file) for file in files]}, indent=2))
+        words = {"model": model, "data": data, "batch_size": batch_size if data else None}
+        told = {"schema": SCHEMA, "asked": {**words, **asked}, **as_data(outcome)}
+        click.echo(json.dumps({**told, "files": [str(file) for file in files]}, indent=2))
         return
     show(outcome, asked, files)
     if out is None:
@@ -121,3 +146,18 @@ def transform(model: str, out: Path | None, force: bool, as_json: bool, **asked:
         own = f", model={model!r}" if ".py:" in model else ""
         code = f"import n2nfx; print(n2nfx.load({str(out)!r}{own}).density)"
         click.echo(f"Next: {shlex.join(['python', '-c', code])}")
+
+
+def _first_batch(
+    data: str, root: Path | None, size: int, asked: dict[str, Any]
+) -> tuple[tuple["Tensor", "Tensor"], dict[str, Any]]:
+    """The batch, and what was asked, with the data's input and classes where none were given."""
+    from n2nfx.training.data import load
+
+    found = load(data, root).fitted(asked["input_shape"], asked["num_classes"])
+    own = {"input_shape": found.shape, "num_classes": len(found.classes)}
+    if asked["input_shape"] is None:
+        size = ",".join(map(str, found.shape))
+        click.echo(f"{data}: --input {size}, as its images are; a larger one pads them", err=True)
+    given = {key: value for key, value in asked.items() if value is not None}
+    return found.first(size), {**own, **given}

@@ -1,0 +1,130 @@
+"""A function in a file of one's own, named `path/file.py:function`: found, loaded and called.
+
+What goes wrong in it is told in one line that names the file and the line in it.
+"""
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+
+from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+
+
+def is_file(name: str) -> bool:
+    """Whether a name means a file of Python, with or without a function in it."""
+    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
+def canonical(name: str, example: str = "build") -> str:
+    """The path with forward slashes, a colon and the function; raises UsageError for any other."""
+    path, _, function = name.rpartition(":")
+    if name.endswith(".py"):
+        raise UsageError(f"{name} is a file: name the function in it too, as in {name}:{example}")
+    return f"{Path(path).as_posix()}:{function}"
+
+
+def load(canonical_name: str) -> Callable[..., object]:
+    """The function; its file can import its neighbours while it is loaded, and while it is called.
+
+    Raises UsageError where the file or the function is not there, CannotOperate for whatever the
+    file raises, here and when the function is called.
+    """
+    path_text, _, name = canonical_name.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise UsageError(f"there is no file {path_text}{near}")
+    with _importable(path.parent):
+        function = _function(path_text, _loaded(path), name)
+
+    @wraps(function)
+    def called(*args: object, **options: object) -> object:
+        with _importable(path.parent), _blaming(path):
+            return function(*args, **options)
+
+    return called
+
+
+def described(error: BaseException) -> str:
+    """An error's type, and the first line of what it says."""
+    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+
+
+def first_line(error: object) -> str:
+    """What an error or a warning says, its first line only."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a file import its neighbours while it is loaded and called."""
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:  # the file may have changed the path itself
+            sys.path.remove(entry)
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Turn whatever a person's file raises into one line that names the file and its line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        line = _line_in(path, error)
+        where = f"{path.as_posix()}:{line}" if line else path.as_posix()
+        raise CannotOperate(f"{where}: {described(error)}") from error
+
+
+def _line_in(path: Path, error: BaseException) -> int | None:
+    file = str(path.resolve())
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return lines[-1] if lines else None
+
+
+def _loaded(path: Path) -> ModuleType:
+    """The file as a module with a private name, which stays known so that its classes pickle.
+
+    The name is made from path and content, so an edited file is loaded anew. Compiled here
+    and not by the import system, whose cached bytecode can be older than an edit.
+    """
+    file = path.resolve()
+    source = file.read_bytes()
+    digest = hashlib.sha256(str(file).encode() + b"\0" + source).hexdigest()
+    name = f"_n2nfx_file_{digest[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = str(file)
+    sys.modules[name] = module
+    try:
+        with _blaming(path):
+            exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _function(path: str, module: ModuleType, name: str) -> Callable[..., object]:
+    function = getattr(module, name, None)
+    if callable(function):
+        return function
+    own = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+    has = f" (it has {', '.join(own)})" if own else " (it has none)"
+    raise UsageError(f"{path} has no function {name!r}{did_you_mean(name, own)}{has}")

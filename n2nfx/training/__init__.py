@@ -1,0 +1,1 @@
+"""Training: the data, read, fetched, augmented and handed out in batches."""
