@@ -7,10 +7,10 @@ by asking the same ranking for fewer.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,9 +84,15 @@ class RandomRanking:
 
 @dataclass(frozen=True, eq=False)
 class ScoreRanking:
-    """An order by score: one real number for every weight, higher is kept first."""
+    """An order by score: one real number for every weight, higher is kept first.
+
+    `saliency` is the criterion itself, where there is one: called with any network and a probe, it
+    scores every prunable weight of that network, those of skip branches included, so that one
+    ranking can be made over them all.
+    """
 
     scores: Mapping[str, Tensor]
+    saliency: Callable[[Any, Any], Mapping[str, Tensor]] | None = None
 
     def best(self, layer: Ranked, count: int) -> Tensor:
         return top_k(self.scores[layer.weight].reshape(-1), count)
@@ -97,39 +103,76 @@ def select(layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, t
 
     Nested: for the same ranking and allocation, a smaller total keeps a subset.
     """
-    if allocation.method == "global":
-        return _select_globally(layers, ranking, allocation, total)
-    counts = allocate(layers, total, allocation)
+    kept = _ranked(layers, ranking, allocation, total)
     return Masks(
         {
-            layer.weight: ranking.best(layer, count).reshape(layer.weight_shape)
-            for layer, count in zip(layers, counts, strict=True)
+            layer.weight: mask.reshape(layer.weight_shape)
+            for layer, mask in zip(layers, kept, strict=True)
         }
     )
 
 
-def _select_globally(
+def _ranked(
     layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, total: int
-) -> Masks:
-    """One ranking over all layers, after each layer's floor: its own best are kept whatever."""
+) -> Sequence[Tensor]:
+    """The flat mask of every layer."""
+    if allocation.method != "global":
+        counts = allocate(layers, total, allocation)
+        return [ranking.best(layer, count) for layer, count in zip(layers, counts, strict=True)]
     if not isinstance(ranking, ScoreRanking):
         raise CannotOperate(
             "a global allocation compares scores across layers, and a random order has none; "
             "allocate by uniform, er or erk"
         )
-    floors = bounds(layers, total, allocation)
-    kept = torch.cat(
-        [ranking.best(layer, floor) for layer, floor in zip(layers, floors, strict=True)]
-    )
-    scores = [ranking.scores[layer.weight].reshape(-1).double().cpu() for layer in layers]
-    kept[~kept] = top_k(torch.cat(scores)[~kept], total - sum(floors))
-    parts = kept.split([layer.size for layer in layers])
-    return Masks(
-        {
-            layer.weight: part.reshape(layer.weight_shape).clone()
-            for layer, part in zip(layers, parts, strict=True)
-        }
-    )
+    scores = [ranking.scores[layer.weight].reshape(-1) for layer in layers]
+    return keep_best(layers, scores, allocation, total)
+
+
+def keep_best(
+    layers: Sequence[Ranked], scores: Sequence[Tensor], allocation: Allocation, total: int
+) -> Sequence[Tensor]:
+    """Which `total` of the flat `scores` of every layer are kept.
+
+    They may be the scores of some of a layer's weights only, in the order of their indices: of
+    those that an earlier call with a larger total kept, say.
+    """
+    if allocation.method == "global":
+        return _keep_best_of_all(scores, bounds(layers, total, allocation), total)
+    counts = allocate(layers, total, allocation)
+    return [top_k(own, count) for own, count in zip(scores, counts, strict=True)]
+
+
+def _keep_best_of_all(
+    scores: Sequence[Tensor], floors: Sequence[int], total: int
+) -> Sequence[Tensor]:
+    """One ranking over all layers, after each layer's floor: its own best are kept whatever.
+
+    All take part in one ranking first. A layer that falls short gets its floor, and the others
+    pay: the threshold only rises, so who fell short does so again, and who was out stays out.
+    """
+    merged = torch.cat([own.detach().cpu() for own in scores])
+    kept = top_k(merged, total)
+    parts = kept.split([len(own) for own in scores])
+    paid: set[int] = set()
+    while short := _falling_short(parts, floors) - paid:
+        paid |= short
+        for index in short:
+            parts[index].copy_(top_k(scores[index], floors[index]))
+        payers = kept.clone()
+        for index, part in enumerate(payers.split([len(own) for own in scores])):
+            if index in paid:
+                part.fill_(False)
+        places = payers.nonzero().squeeze(1)
+        kept[places] = top_k(merged[places], total - sum(floors[index] for index in paid))
+    return [part.clone() for part in parts]
+
+
+def _falling_short(parts: Sequence[Tensor], floors: Sequence[int]) -> set[int]:
+    return {
+        index
+        for index, (part, floor) in enumerate(zip(parts, floors, strict=True))
+        if np.count_nonzero(part.numpy()) < floor
+    }
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
