@@ -7,5 +7,6 @@ from n2nfx.passes.n2nskip import N2NSkip
 from n2nfx.passes.random_pruning import RandomPruning
 from n2nfx.passes.resskip import ResSkip
 from n2nfx.passes.small_input_stem import SmallInputStem
+from n2nfx.passes.snip import SNIP
 
-__all__ = ["N2NSkip", "RandomPruning", "ResSkip", "SmallInputStem"]
+__all__ = ["SNIP", "N2NSkip", "RandomPruning", "ResSkip", "SmallInputStem"]
