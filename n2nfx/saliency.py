@@ -5,7 +5,7 @@ are left as they were.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -57,10 +57,12 @@ class Workbench:
     one: behind them nothing would have a gradient. What the network draws by itself is seeded.
     """
 
-    def __init__(self, network: Network, norm: Norm, seed: int) -> None:
+    def __init__(
+        self, network: Network, norm: Norm, seed: int, dtype: torch.dtype | None = None
+    ) -> None:
         self._network = network
         self._seed = seed
-        self.module = copy.deepcopy(network.module)
+        self.module = copy.deepcopy(network.module).to(dtype)
         unbind(self.module)
         self.module.requires_grad_(False)
         self.weights = {
@@ -70,7 +72,7 @@ class Workbench:
             weight.requires_grad_()
         _open_gains(self.module)
         _set_mode(self.module, norm)
-        self._computed = computed_weights(self.module) & self.weights.keys()
+        self.computed = computed_weights(self.module) & self.weights.keys()
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """The module's output, to be differentiated."""
@@ -123,14 +125,13 @@ class Workbench:
         return total
 
     def restrict(self, masks: Mapping[str, Tensor]) -> None:
-        """Let the weights that a layer computes from be masked where it uses them.
+        """Mask the weights that a layer computes further with, where it uses the result too.
 
-        All others are masked by setting them to zero, which leaves them a gradient.
+        For all others it is enough that they are zero, which leaves them a gradient.
         """
-        own = Masks({name: mask for name, mask in masks.items() if name in self._computed})
-        if own:
+        if masks:
             unbind(self.module)
-            bind(replace(self._network, module=self.module, masks=own))
+            bind(replace(self._network, module=self.module, masks=Masks(masks)))
 
     def _first_bad(self, batch: Batch) -> str:
         """Which module is the first to give a number that is not finite."""
@@ -163,19 +164,29 @@ def shares(batches: Sequence[Batch]) -> Iterator[tuple[Batch, float]]:
 
 def checked(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The scores, detached; raises `CannotOperate` where some are not finite, or all are zero."""
+    require_finite(scores)
+    require_some(scores.values())
+    return {name: own.detach() for name, own in scores.items()}
+
+
+def require_finite(scores: Mapping[str, Tensor]) -> None:
+    """Raise `CannotOperate` where some scores are not finite, with the first layer's name."""
     for name, own in scores.items():
-        if not torch.isfinite(own).all():
-            bad = int((~torch.isfinite(own)).sum())
+        bad = own.numel() - int(torch.isfinite(own).sum())
+        if bad:
             raise CannotOperate(
                 f"{bad:,} of the {own.numel():,} scores of {name} are NaN or infinite: the weights "
                 "or the gradients there are not finite"
             )
-    if not any(own.any() for own in scores.values()):
+
+
+def require_some(scores: Iterable[Tensor]) -> None:
+    """Raise `CannotOperate` where all scores are zero."""
+    if not any(own.any() for own in scores):
         raise CannotOperate(
-            "all scores are zero, so they cannot tell one weight from another: the loss does not "
-            "depend on the weights; random and magnitude would do"
+            "all scores are zero, so they cannot tell one weight from another: nothing depends on "
+            "any weight; random would do"
         )
-    return {name: own.detach() for name, own in scores.items()}
 
 
 def _open_gains(module: nn.Module) -> None:

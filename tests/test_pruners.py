@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import pytest
@@ -15,9 +18,11 @@ from n2nfx.budget import budget
 from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.masks import ScoreRanking, select
 from n2nfx.network import Network, Probe
-from n2nfx.passes import SNIP, RandomPruning
+from n2nfx.passes import SNIP, Expander, GraSP, IterativeSNIP, Magnitude, RandomPruning, SynFlow
+from n2nfx.passes.expander import ExpanderRanking
 from n2nfx.pipeline import Pipeline
-from n2nfx.saliency import prunable
+from n2nfx.rounds import exponential, rank_in_rounds
+from n2nfx.saliency import Workbench, prunable
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
@@ -146,11 +151,264 @@ def test_a_loss_of_ones_own_is_the_one_that_is_differentiated() -> None:
     assert_close(found, {n: (w * expected[n]).abs() for n, w in weights_of(module).items()})
 
 
+# Iterative SNIP, FORCE
+
+
+def flat(parts: dict[str, Tensor]) -> Tensor:
+    return torch.cat([part.detach().reshape(-1).double() for part in parts.values()])
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[scores.topk(count).indices] = True
+    return kept
+
+
+@pytest.mark.parametrize("revive", [False, True])
+def test_iterative_snip_takes_sensitivities_where_the_network_stands(revive: bool) -> None:
+    module, (inputs, targets), rounds = seeded(lambda: nn.Sequential(
+        nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    )), batch(), 8  # fmt: skip
+    network = traced(module)
+    pruner = IterativeSNIP(density=0.2, floor=0, rounds=rounds, revive=revive)
+    found = pruner(network, Probe(batches=[(inputs, targets)])).masks
+    module = module.double()
+    first = flat(weights_of(module))
+    kept, total, came_back = torch.ones(len(first), dtype=torch.bool), budget(0.2, len(first)), 0
+    for turn in range(1, rounds + 1):
+        with torch.no_grad():
+            parts = (first * kept).split([w.numel() for w in weights_of(module).values()])
+            for weight, part in zip(weights_of(module).values(), parts, strict=True):
+                weight.copy_(part.reshape(weight.shape))
+        loss = functional.cross_entropy(module(inputs.double()), targets)
+        scores = (first * flat(gradients(module, loss))).abs()
+        if not revive:
+            scores[~kept] = -1
+        left = round(len(first) * (total / len(first)) ** (turn / rounds))
+        came_back += int((best(scores, left) & ~kept).sum())
+        kept = best(scores, left)
+    assert torch.equal(flat(dict(found)).bool(), kept)
+    assert bool(came_back) == revive
+
+
+def test_weights_are_ranked_by_their_round_then_by_their_last_score() -> None:
+    """What is left after some rounds is what pruning that stops there keeps."""
+    network, probe = traced(convolutional(), IMAGES), Probe(batches=[batch(shape=IMAGES)])
+    pruner = IterativeSNIP(density=0.05, floor=0, rounds=6)
+    ranking = pruner(network, probe).scores
+    assert ranking is not None
+    data, loss = pruner.data(network, probe)
+    totals = exponential(network.size, budget(0.05, network.size), 6)
+    for rounds in range(1, 7):
+        bench = Workbench(network, "batch", 0)
+        scores = rank_in_rounds(
+            bench,
+            network.layers,
+            pruner.sharing,
+            totals[:rounds],
+            lambda bench=bench: bench.mean_gradients(data, loss),
+            lambda weight, gradient: (weight * gradient).abs(),
+        )
+        total = totals[rounds - 1]
+        stopped = select(network.layers, ScoreRanking(scores), pruner.sharing, total)
+        going_on = select(network.layers, ranking, pruner.sharing, total)
+        assert all(torch.equal(stopped[name], mask) for name, mask in going_on.items())
+
+
+def test_the_schedule_falls_by_the_same_share_and_ends_at_the_budget() -> None:
+    assert exponential(10_000, 100, 2) == (1000, 100)
+    assert exponential(10_000, 100, 1) == (100,)
+    for size, total, rounds in ((1000, 1000, 7), (25_502_912, 510_058, 100), (10, 1, 50)):
+        left = exponential(size, total, rounds)
+        assert len(left) == rounds
+        assert left[-1] == total
+        assert sorted(left, reverse=True) == [*left]
+        assert max(left) <= size
+
+
+# GraSP
+
+
+def test_grasp_is_what_each_removal_does_to_the_norm_of_the_gradient() -> None:
+    """By finite differences in float64: half of d|g|^2/dc for c * w at c = 1."""
+    module, (inputs, targets) = mlp(), batch()
+    pruner = GraSP(density=0.5, temperature=2.0)
+    found = scores_of(pruner, traced(module), Probe(batches=[(inputs, targets)]))
+    module = module.double()
+
+    def norm() -> float:
+        loss = functional.cross_entropy(module(inputs.double()) / 2.0, targets)
+        return float(flat(gradients(module, loss)).square().sum())
+
+    expected = {name: torch.zeros_like(weight) for name, weight in weights_of(module).items()}
+    step = 1e-5
+    for name, weight in weights_of(module).items():
+        for at in range(weight.numel()):
+            entry, norms = weight.detach().view(-1)[at : at + 1], []
+            own = entry.clone()
+            for factor in (1 + step, 1 - step):
+                entry.copy_(own * factor)
+                norms.append(norm())
+            entry.copy_(own)
+            expected[name].view(-1)[at] = (norms[0] - norms[1]) / (4 * step)
+    # Growing a weight that is kept raises the norm: removing it would lower it.
+    assert_close(found, expected, rtol=1e-3)
+
+
+def test_grasp_over_several_batches_is_over_their_union() -> None:
+    one, other = batch(10, seed=1), batch(22, seed=2)
+    union = torch.cat([one[0], other[0]]), torch.cat([one[1], other[1]])
+    network = traced(mlp())
+    apart = scores_of(GraSP(density=0.5, batches=2), network, Probe(batches=[one, other]))
+    assert_close(apart, scores_of(GraSP(density=0.5), network, Probe(batches=[union])), rtol=1e-3)
+
+
+def test_grasp_through_attention_and_batch_norm() -> None:
+    module = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True))
+    network = n2nfx.trace(module, draw(2, 5, 8))
+    probe = Probe(batches=[(draw(4, 5, 8), draw(4, 5, 8, seed=1))], loss=functional.mse_loss)
+    assert all(own.any() for own in scores_of(GraSP(density=0.5), network, probe).values())
+
+
+def test_what_cannot_be_differentiated_twice_is_told() -> None:
+    def ctc(output: Tensor, targets: Tensor) -> Tensor:
+        steps, lengths = output.log_softmax(-1)[:, None], (torch.tensor([16]), torch.tensor([2]))
+        return functional.ctc_loss(steps, torch.tensor([[1, 2]]), *lengths)
+
+    network, probe = traced(mlp()), Probe(batches=[batch()], loss=ctc)
+    SNIP(density=0.5)(network, probe)
+    with pytest.raises(CannotOperate, match=r"grasp differentiates twice, .*; snip would do"):
+        GraSP(density=0.5)(network, probe)
+
+
+# SynFlow
+
+
+def test_synflow_is_the_flow_along_all_paths_round_by_round() -> None:
+    """In closed form: R is the product of the matrices |W|, between ones."""
+    module = seeded(lambda: nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
+    ))  # fmt: skip
+    found = SynFlow(density=0.2, floor=0)(traced(module), Probe()).masks
+    first, second, third = (w.detach().double().abs() for w in weights_of(module).values())
+    size = first.numel() + second.numel() + third.numel()
+    total, kept = budget(0.2, size), torch.ones(size, dtype=torch.bool)
+    for turn in range(1, 101):
+        masks = kept.split([first.numel(), second.numel(), third.numel()])
+        a, b, c = (
+            weight * mask.reshape(weight.shape)
+            for weight, mask in zip((first, second, third), masks, strict=True)
+        )
+        into_b, into_c = a.sum(1), b @ a.sum(1)
+        out_of_b, out_of_a = c.sum(0), c.sum(0) @ b
+        scores = torch.cat([
+            (a * out_of_a[:, None]).reshape(-1),
+            (b * out_of_b[:, None] * into_b).reshape(-1),
+            (c * into_c).reshape(-1),
+        ])  # fmt: skip
+        scores[~kept] = -1
+        kept = best(scores, round(size * (total / size) ** (turn / 100)))
+    assert torch.equal(flat(dict(found)).bool(), kept)
+
+
+def test_synflow_scores_convolutions_by_the_derivative_of_the_flow() -> None:
+    module = convolutional().eval()
+    module(draw(2, *IMAGES))
+    found = scores_of(SynFlow(density=0.5, rounds=1), traced(module, IMAGES), Probe())
+    module = module.double()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(parameter.abs() * (not name.endswith("bias")))
+    flow = module(torch.ones(1, *IMAGES, dtype=torch.float64)).sum()
+    slopes = gradients(module, flow)
+    expected = {n: w * slopes[n] for n, w in weights_of(module).items()}
+    assert torch.equal(  # the same order: dropped below kept, then by score
+        flat(found).argsort(stable=True), flat(expected).argsort(stable=True)
+    )
+
+
+def test_synflow_needs_no_data_and_no_seed() -> None:
+    network = traced(convolutional(), IMAGES)
+    one, other = (SynFlow(density=0.1, rounds=5)(network, Probe(seed=seed)) for seed in (0, 1))
+    assert all(torch.equal(one.masks[name], mask) for name, mask in other.masks.items())
+
+
+# Magnitude and expander
+
+
+def test_magnitude_keeps_the_largest() -> None:
+    module = mlp()
+    masks = Magnitude(density=0.4, floor=0)(traced(module), Probe()).masks
+    weights = flat(weights_of(module)).abs()
+    assert torch.equal(flat(dict(masks)).bool(), best(weights, budget(0.4, len(weights))))
+
+
+@pytest.mark.parametrize("shape", [(16, 4, 3, 3), (4, 16, 3, 3), (12, 12, 1, 1), (10, 7)])
+@pytest.mark.parametrize("count", [0, 1, 50, 200, "all"])
+def test_expander_keeps_whole_kernels_of_one_degree(
+    shape: tuple[int, ...], count: int | str
+) -> None:
+    size = prod(shape)
+    count = size if count == "all" else min(int(count), size)
+    mask = ExpanderRanking(0).best(Weight(shape), count).reshape(*shape[:2], -1).sum(2)
+    assert int(mask.sum()) == count
+    taps = prod(shape[2:])
+    assert int(((mask > 0) & (mask < taps)).sum()) == int(count % taps > 0)
+    degrees = (mask > 0).sum(1 if shape[1] > shape[0] else 0)
+    assert int(degrees.max() - degrees.min()) <= 1
+
+
+@dataclass(frozen=True)
+class Weight:
+    weight_shape: tuple[int, ...]
+    name: str = "layer"
+    weight: str = "layer.weight"
+    channels: int = 1
+
+    @property
+    def size(self) -> int:
+        return prod(self.weight_shape)
+
+
+def test_expander_masks_are_nested_and_keyed_by_seed_and_name() -> None:
+    layer, ranking = Weight((8, 12, 3, 3)), ExpanderRanking(3)
+    masks = [ranking.best(layer, count) for count in range(0, layer.size + 1, 7)]
+    assert all(not (one & ~other).any() for one, other in pairwise(masks))
+    for other in (replace(layer, weight="other"), layer):
+        seed = 3 if other is not layer else 4
+        assert not torch.equal(ExpanderRanking(seed).best(other, 300), ranking.best(layer, 300))
+
+
+def test_partners_are_drawn_evenly() -> None:
+    """Over many seeds each kernel is kept as often as the others: chi-squared, 63 degrees."""
+    layer, rounds = Weight((8, 8)), 2000
+    kept = torch.stack([ExpanderRanking(seed).best(layer, 20) for seed in range(rounds)]).sum(0)
+    expected = rounds * 20 / 64
+    # One draw of 20 in 64 has less variance than independent ones.
+    assert float(((kept - expected) ** 2 / expected).sum()) < 110  # p < 1e-4
+
+
+@pytest.mark.parametrize("pruner", [Expander, RandomPruning])
+def test_without_scores_the_budget_is_exact_too(pruner: Any) -> None:
+    network = traced(convolutional(), IMAGES)
+    for density in (0.05, 0.31, 0.5, 1.0):
+        pruned = pruner(density=density)(network, Probe(seed=1))
+        assert pruned.nnz == budget(density, network.size)
+        with pytest.raises(UsageError, match="global"):
+            pruner(density=density, allocation="globally")
+
+
 # What all scored pruners share
 
-SCORED: list[Any] = [SNIP(density=0.3)]
-ids = [pruner.name for pruner in SCORED]
-every_scored = pytest.mark.parametrize("pruner", SCORED, ids=ids)
+SCORED: dict[str, Any] = {
+    "snip": SNIP(density=0.3),
+    "iterative-snip": IterativeSNIP(density=0.3, rounds=5),
+    "force": IterativeSNIP(density=0.3, rounds=5, revive=True),
+    "grasp": GraSP(density=0.3),
+    "synflow": SynFlow(density=0.3, rounds=10),
+    "magnitude": Magnitude(density=0.3),
+}
+every_scored = pytest.mark.parametrize("pruner", SCORED.values(), ids=SCORED.keys())
 PROBE = Probe(batches=[batch(shape=IMAGES)])
 
 
@@ -160,7 +418,7 @@ PROBE = Probe(batches=[batch(shape=IMAGES)])
 def test_the_budget_is_exact_and_smaller_ones_are_nested(
     pruner: Any, method: str, ends: str
 ) -> None:
-    pruner = type(pruner)(density=0.3, allocation=method, ends=ends)
+    pruner = replace(pruner, allocation=method, ends=ends)
     network = traced(convolutional(), IMAGES)
     pruned = pruner(network, PROBE)
     assert pruned.nnz == budget(0.3, network.size)
