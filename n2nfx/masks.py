@@ -147,32 +147,37 @@ def _keep_best_of_all(
 ) -> Sequence[Tensor]:
     """One ranking over all layers, after each layer's floor: its own best are kept whatever.
 
-    All take part in one ranking first. A layer that falls short gets its floor, and the others
-    pay: the threshold only rises, so who fell short does so again, and who was out stays out.
+    All take part in one ranking first; then layers that fall short get their floor, and the
+    others pay with the lowest that they kept, as long as they have more than their own floor.
     """
     merged = torch.cat([own.detach().cpu() for own in scores])
     kept = top_k(merged, total)
     parts = kept.split([len(own) for own in scores])
-    paid: set[int] = set()
-    while short := _falling_short(parts, floors) - paid:
-        paid |= short
-        for index in short:
+    spare = np.array(
+        [np.count_nonzero(part) - floor for part, floor in zip(parts, floors, strict=True)]
+    )
+    missing = -int(spare.clip(max=0).sum())
+    if missing:
+        # Of the lowest kept ones so many are passed over at most as floors protect.
+        safe = top_k(merged, max(total - missing - sum(floors), 0))
+        last = np.flatnonzero(kept & ~safe)
+        kept[_payers(last, merged.numpy()[last], scores, spare)[:missing]] = False
+        for index in np.flatnonzero(spare < 0):
             parts[index].copy_(top_k(scores[index], floors[index]))
-        payers = kept.clone()
-        for index, part in enumerate(payers.split([len(own) for own in scores])):
-            if index in paid:
-                part.fill_(False)
-        places = payers.nonzero().squeeze(1)
-        kept[places] = top_k(merged[places], total - sum(floors[index] for index in paid))
-    return [part.clone() for part in parts]
+    return parts
 
 
-def _falling_short(parts: Sequence[Tensor], floors: Sequence[int]) -> set[int]:
-    return {
-        index
-        for index, (part, floor) in enumerate(zip(parts, floors, strict=True))
-        if np.count_nonzero(part.numpy()) < floor
-    }
+def _payers(
+    places: np.ndarray, values: np.ndarray, scores: Sequence[Tensor], spare: np.ndarray
+) -> np.ndarray:
+    """Those of the places that their layers can spare, the lowest first, ties from the end."""
+    lowest = places[::-1][values[::-1].argsort(kind="stable")]
+    layers = np.searchsorted(np.cumsum([len(own) for own in scores]), lowest, side="right")
+    by_layer = layers.argsort(kind="stable")
+    counts = np.bincount(layers, minlength=len(scores))
+    turns = np.empty_like(layers)
+    turns[by_layer] = np.arange(len(layers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return lowest[turns < spare[layers]]
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -183,18 +188,36 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     size = scores.numel()
     if not 0 <= count <= size:
         raise UsageError(f"cannot keep {count} of {size} weights")
-    if torch.isnan(scores).any():
-        raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
-    if count in (0, size):
-        return torch.full((size,), count == size, dtype=torch.bool)
     if scores.dtype == torch.bfloat16:
         scores = scores.float()  # numpy has no bfloat16
     values = scores.detach().cpu().numpy()
-    threshold = np.partition(values, size - count)[size - count]
+    if size and np.isnan(values.max()):  # a NaN is the maximum of whatever has one
+        raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
+    if count in (0, size):
+        return torch.full((size,), count == size, dtype=torch.bool)
+    threshold = _in_order(values, size - count)
     kept = values > threshold
     ties = np.flatnonzero(values == threshold)
     kept[ties[: count - np.count_nonzero(kept)]] = True
     return torch.from_numpy(kept)
+
+
+def _in_order(values: np.ndarray, place: int) -> Any:
+    """The value that would be at a place if the values were in order, the lowest at 0.
+
+    A sample tells between which two values to look (Floyd and Rivest 1975); if it misled, one
+    looks at all of them.
+    """
+    if len(values) > _MANY:
+        sample = np.sort(values[:: len(values) // _SAMPLE])
+        near, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
+        low = sample[max(near - margin, 0)] if near > margin else values.min()
+        high = sample[near + margin] if near + margin < len(sample) else values.max()
+        below = np.count_nonzero(values < low)
+        between = values[(values >= low) & (values <= high)]
+        if 0 <= place - below < len(between):
+            values, place = between, place - below
+    return np.partition(values, place)[place]
 
 
 def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
@@ -212,6 +235,9 @@ def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
         kept[_permute(np.arange(count, dtype=np.uint64), size, key)] = True
     return kept
 
+
+_MANY = 2**17
+_SAMPLE = 2**14
 
 # Four rounds make a Feistel network of random functions pseudorandom (Luby and Rackoff 1988), if
 # its halves have more than a few bits: of 5 indices, six rounds keep some 10% more often.
