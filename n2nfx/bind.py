@@ -92,6 +92,12 @@ def _computed_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
     return {weight: list(dict.fromkeys(nodes)) for weight, nodes in found.items()}
 
 
+def computed_weights(module: fx.GraphModule) -> set[str]:
+    """The names of the weights that some layer does not use as they are."""
+    computed = _computed_by_weight(module)
+    return {name for name, weight in module.named_parameters() if id(weight) in computed}
+
+
 def _follow_with_mask(
     module: fx.GraphModule, name: str, mask: Tensor, nodes: list[fx.Node]
 ) -> None:

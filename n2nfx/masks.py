@@ -7,10 +7,10 @@ by asking the same ranking for fewer.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,9 +84,15 @@ class RandomRanking:
 
 @dataclass(frozen=True, eq=False)
 class ScoreRanking:
-    """An order by score: one real number for every weight, higher is kept first."""
+    """An order by score: one real number for every weight, higher is kept first.
+
+    `saliency` is the criterion itself, where there is one: called with any network and a probe, it
+    scores every prunable weight of that network, those of skip branches included, so that one
+    ranking can be made over them all.
+    """
 
     scores: Mapping[str, Tensor]
+    saliency: Callable[[Any, Any], Mapping[str, Tensor]] | None = None
 
     def best(self, layer: Ranked, count: int) -> Tensor:
         return top_k(self.scores[layer.weight].reshape(-1), count)
@@ -97,39 +103,81 @@ def select(layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, t
 
     Nested: for the same ranking and allocation, a smaller total keeps a subset.
     """
-    if allocation.method == "global":
-        return _select_globally(layers, ranking, allocation, total)
-    counts = allocate(layers, total, allocation)
+    kept = _ranked(layers, ranking, allocation, total)
     return Masks(
         {
-            layer.weight: ranking.best(layer, count).reshape(layer.weight_shape)
-            for layer, count in zip(layers, counts, strict=True)
+            layer.weight: mask.reshape(layer.weight_shape)
+            for layer, mask in zip(layers, kept, strict=True)
         }
     )
 
 
-def _select_globally(
+def _ranked(
     layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, total: int
-) -> Masks:
-    """One ranking over all layers, after each layer's floor: its own best are kept whatever."""
+) -> Sequence[Tensor]:
+    """The flat mask of every layer."""
+    if allocation.method != "global":
+        counts = allocate(layers, total, allocation)
+        return [ranking.best(layer, count) for layer, count in zip(layers, counts, strict=True)]
     if not isinstance(ranking, ScoreRanking):
         raise CannotOperate(
             "a global allocation compares scores across layers, and a random order has none; "
             "allocate by uniform, er or erk"
         )
-    floors = bounds(layers, total, allocation)
-    kept = torch.cat(
-        [ranking.best(layer, floor) for layer, floor in zip(layers, floors, strict=True)]
+    scores = [ranking.scores[layer.weight].reshape(-1) for layer in layers]
+    return keep_best(layers, scores, allocation, total)
+
+
+def keep_best(
+    layers: Sequence[Ranked], scores: Sequence[Tensor], allocation: Allocation, total: int
+) -> Sequence[Tensor]:
+    """Which `total` of the flat `scores` of every layer are kept.
+
+    They may be the scores of some of a layer's weights only, in the order of their indices: of
+    those that an earlier call with a larger total kept, say.
+    """
+    if allocation.method == "global":
+        return _keep_best_of_all(scores, bounds(layers, total, allocation), total)
+    counts = allocate(layers, total, allocation)
+    return [top_k(own, count) for own, count in zip(scores, counts, strict=True)]
+
+
+def _keep_best_of_all(
+    scores: Sequence[Tensor], floors: Sequence[int], total: int
+) -> Sequence[Tensor]:
+    """One ranking over all layers, after each layer's floor: its own best are kept whatever.
+
+    All take part in one ranking first; then layers that fall short get their floor, and the
+    others pay with the lowest that they kept, as long as they have more than their own floor.
+    """
+    merged = torch.cat([own.detach().cpu() for own in scores])
+    kept = top_k(merged, total)
+    parts = kept.split([len(own) for own in scores])
+    spare = np.array(
+        [np.count_nonzero(part) - floor for part, floor in zip(parts, floors, strict=True)]
     )
-    scores = [ranking.scores[layer.weight].reshape(-1).double().cpu() for layer in layers]
-    kept[~kept] = top_k(torch.cat(scores)[~kept], total - sum(floors))
-    parts = kept.split([layer.size for layer in layers])
-    return Masks(
-        {
-            layer.weight: part.reshape(layer.weight_shape).clone()
-            for layer, part in zip(layers, parts, strict=True)
-        }
-    )
+    missing = -int(spare.clip(max=0).sum())
+    if missing:
+        # Of the lowest kept ones so many are passed over at most as floors protect.
+        safe = top_k(merged, max(total - missing - sum(floors), 0))
+        last = np.flatnonzero(kept & ~safe)
+        kept[_payers(last, merged.numpy()[last], scores, spare)[:missing]] = False
+        for index in np.flatnonzero(spare < 0):
+            parts[index].copy_(top_k(scores[index], floors[index]))
+    return parts
+
+
+def _payers(
+    places: np.ndarray, values: np.ndarray, scores: Sequence[Tensor], spare: np.ndarray
+) -> np.ndarray:
+    """Those of the places that their layers can spare, the lowest first, ties from the end."""
+    lowest = places[::-1][values[::-1].argsort(kind="stable")]
+    layers = np.searchsorted(np.cumsum([len(own) for own in scores]), lowest, side="right")
+    by_layer = layers.argsort(kind="stable")
+    counts = np.bincount(layers, minlength=len(scores))
+    turns = np.empty_like(layers)
+    turns[by_layer] = np.arange(len(layers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return lowest[turns < spare[layers]]
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -140,18 +188,36 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     size = scores.numel()
     if not 0 <= count <= size:
         raise UsageError(f"cannot keep {count} of {size} weights")
-    if torch.isnan(scores).any():
-        raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
-    if count in (0, size):
-        return torch.full((size,), count == size, dtype=torch.bool)
     if scores.dtype == torch.bfloat16:
         scores = scores.float()  # numpy has no bfloat16
     values = scores.detach().cpu().numpy()
-    threshold = np.partition(values, size - count)[size - count]
+    if size and np.isnan(values.max()):  # a NaN is the maximum of whatever has one
+        raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
+    if count in (0, size):
+        return torch.full((size,), count == size, dtype=torch.bool)
+    threshold = _in_order(values, size - count)
     kept = values > threshold
     ties = np.flatnonzero(values == threshold)
     kept[ties[: count - np.count_nonzero(kept)]] = True
     return torch.from_numpy(kept)
+
+
+def _in_order(values: np.ndarray, place: int) -> Any:
+    """The value that would be at a place if the values were in order, the lowest at 0.
+
+    A sample tells between which two values to look (Floyd and Rivest 1975); if it misled, one
+    looks at all of them.
+    """
+    if len(values) > _MANY:
+        sample = np.sort(values[:: len(values) // _SAMPLE])
+        near, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
+        low = sample[max(near - margin, 0)] if near > margin else values.min()
+        high = sample[near + margin] if near + margin < len(sample) else values.max()
+        below = np.count_nonzero(values < low)
+        between = values[(values >= low) & (values <= high)]
+        if 0 <= place - below < len(between):
+            values, place = between, place - below
+    return np.partition(values, place)[place]
 
 
 def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
@@ -169,6 +235,9 @@ def permuted_prefix(size: int, count: int, key: int) -> np.ndarray:
         kept[_permute(np.arange(count, dtype=np.uint64), size, key)] = True
     return kept
 
+
+_MANY = 2**17
+_SAMPLE = 2**14
 
 # Four rounds make a Feistel network of random functions pseudorandom (Luby and Rackoff 1988), if
 # its halves have more than a few bits: of 5 indices, six rounds keep some 10% more often.

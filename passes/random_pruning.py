@@ -1,12 +1,12 @@
 """Random pruning at initialization (RP): keep weights drawn at random."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from n2nfx.budget import Allocation, budget, require_density
-from n2nfx.errors import CannotOperate
-from n2nfx.masks import RandomRanking, select
+from n2nfx.budget import Allocation, require_density
+from n2nfx.masks import RandomRanking
 from n2nfx.network import Network, Probe
+from n2nfx.pruning import prune
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,5 @@ class RandomPruning:
         Allocation(self.allocation, self.floor, self.ends)
 
     def __call__(self, network: Network, probe: Probe) -> Network:
-        if not network.layers:
-            raise CannotOperate("; ".join(("the model has no prunable layer", *network.notes)))
-        if network.skips:
-            raise CannotOperate("prune before skips are added: their weights come out of the same")
         allocation = Allocation(self.allocation, self.floor, self.ends)
-        ranking = RandomRanking(probe.seed)
-        total = budget(self.density, network.size)
-        masks = select(network.layers, ranking, allocation, total)
-        revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
-        if revived:
-            raise CannotOperate(
-                f"{revived[0]} was pruned already, and what was dropped cannot come back: prune "
-                "the network as it was before, or further by the same seed and allocation"
-            )
-        return replace(network, masks=masks, scores=ranking, allocation=allocation)
+        return prune(network, self.density, allocation, lambda: RandomRanking(probe.seed))

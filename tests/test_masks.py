@@ -24,6 +24,7 @@ from n2nfx.masks import (
     RandomRanking,
     Ranking,
     ScoreRanking,
+    keep_best,
     permuted_prefix,
     select,
     top_k,
@@ -434,3 +435,45 @@ def test_what_happens_to_the_mapping_later_does_not_happen_to_the_masks() -> Non
 def test_a_mask_that_is_not_bool_is_refused_by_name(dtype: torch.dtype) -> None:
     with pytest.raises(UsageError, match=rf"fc\.weight.*bool.*{dtype}"):
         Masks({"conv.weight": torch.ones(3).bool(), "fc.weight": torch.ones(3, dtype=dtype)})
+
+
+def floors_first(scores: Sequence[Tensor], floors: Sequence[int], total: int) -> list[Tensor]:
+    """The same choice by its definition: every layer's own best, then the best of the rest."""
+    parts = [top_k(own, floor) for own, floor in zip(scores, floors, strict=True)]
+    kept, merged = torch.cat(parts), torch.cat([*scores])
+    kept[~kept] = top_k(merged[~kept], total - sum(floors))
+    return list(kept.split([len(own) for own in scores]))
+
+
+@unhurried
+@given(st.data())
+def test_the_global_ranking_is_floors_first_then_the_best_of_the_rest(data: st.DataObject) -> None:
+    shapes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1))
+    layers = layers_of(shapes)
+    values = st.integers(-2, 3)
+    scores = [
+        torch.tensor(data.draw(st.lists(values, min_size=layer.size, max_size=layer.size)))
+        for layer in layers
+    ]
+    total = data.draw(st.integers(0, sum(layer.size for layer in layers)))
+    ends = data.draw(st.sampled_from(["pruned", "dense"]))
+    allocation = Allocation("global", ends=ends)
+    expected = floors_first(scores, bounds(layers, total, allocation), total)
+    found = keep_best(layers, scores, allocation, total)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_the_best_of_those_kept_before_are_the_best_of_all() -> None:
+    layers = layers_of([(4, 6), (6, 3)])
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(layer.size, generator=generator) for layer in layers]
+    for method in ("global", "uniform", "erk"):
+        allocation = Allocation(method)
+        more = keep_best(layers, scores, allocation, 30)
+        remaining = [own[kept] for own, kept in zip(scores, more, strict=True)]
+        fewer = keep_best(layers, remaining, allocation, 12)
+        for kept, of_kept, own in zip(
+            keep_best(layers, scores, allocation, 12), fewer, more, strict=True
+        ):
+            assert torch.equal(kept[own], of_kept)
+            assert not kept[~own].any()

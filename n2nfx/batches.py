@@ -1,0 +1,128 @@
+"""Batches of data as a pruner needs them: checked against the network, and the loss over them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.network import InputSpec, Network, Probe
+from n2nfx.tracing.values import tensors
+
+Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The network's inputs for some examples, on its device, and the targets for the loss."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return self.inputs[0].shape[0]
+
+
+def batches_of(network: Network, probe: Probe, count: int, pruner: str) -> tuple[Batch, ...]:
+    """The first `count` batches of a probe, checked, on the network's device.
+
+    Raises `CannotOperate` where there are fewer, or where one does not fit the network.
+    """
+    if not probe.batches:
+        raise CannotOperate(
+            f"{pruner} needs a batch: batch=(inputs, targets) or --data NAME; random, magnitude, "
+            "expander and synflow need none"
+        )
+    if len(probe.batches) < count:
+        raise CannotOperate(
+            f"{pruner} was asked to look at {count} batches and was given {len(probe.batches)}"
+        )
+    return tuple(_checked(network, batch) for batch in probe.batches[:count])
+
+
+def _checked(network: Network, batch: Any) -> Batch:
+    match batch:
+        case (inputs, Tensor() as targets) if isinstance(inputs, Tensor | tuple | list):
+            given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        case _:
+            raise UsageError("a batch is (inputs, targets), both of them tensors")
+    if len(given) != len(network.inputs):
+        raise CannotOperate(f"the network has {len(network.inputs)} inputs, the batch {len(given)}")
+    for tensor, spec in zip(given, network.inputs, strict=True):
+        _check_input(tensor, spec)
+    device = next(network.module.parameters()).device
+    typed = [
+        tensor.detach().to(device, spec.torch_dtype if tensor.is_floating_point() else None)
+        for tensor, spec in zip(given, network.inputs, strict=True)
+    ]
+    return Batch(tuple(typed), targets.to(device))
+
+
+def _check_input(tensor: Tensor, spec: InputSpec) -> None:
+    if tensor.shape[1:] != torch.Size(spec.shape[1:]) or tensor.ndim != len(spec.shape):
+        raise CannotOperate(
+            f"the batch's {spec.name} is {_by(tensor.shape)}, the network was traced with "
+            f"{_by(spec.shape)}; trace it with the data's shape (--input on the command line)"
+        )
+    if not len(tensor):
+        raise CannotOperate(f"the batch's {spec.name} has no example")
+    if tensor.is_floating_point() != spec.torch_dtype.is_floating_point:
+        told = str(tensor.dtype).removeprefix("torch.")
+        raise CannotOperate(f"the batch's {spec.name} is {told}, the network takes {spec.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise CannotOperate(f"the batch's {spec.name} has values that are NaN or infinite")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def cross_entropy(temperature: float = 1.0) -> Loss:
+    """Cross entropy of the logits over `temperature`.
+
+    The logits are the network's output, or the first tensor in it; the targets are labels, or
+    probabilities of the logits' shape. Calling it raises `CannotOperate` for targets that do not
+    fit.
+    """
+
+    def loss(output: Any, targets: Tensor) -> Tensor:
+        logits = next(tensors(output), None)
+        if logits is None:
+            raise CannotOperate("the network's output has no tensor to take the loss of")
+        return functional.cross_entropy(logits / temperature, _targets(logits, targets))
+
+    return loss
+
+
+def _targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """The targets as cross entropy takes them."""
+    if logits.ndim < 2:
+        raise CannotOperate(
+            f"cross entropy needs a score for every class, the output is {_by(logits.shape)}; "
+            "give a loss of your own"
+        )
+    if targets.is_floating_point():
+        if targets.shape != logits.shape:
+            raise CannotOperate(
+                f"the targets are {_by(targets.shape)} and not whole numbers, so they should be "
+                f"probabilities of the output's shape {_by(logits.shape)}"
+            )
+        return targets
+    expected = (logits.shape[0], *logits.shape[2:])
+    if targets.shape != torch.Size(expected):
+        raise CannotOperate(
+            f"the targets are {_by(targets.shape)}, for an output of {_by(logits.shape)} they "
+            f"must be {_by(expected)}"
+        )
+    low, high, classes = int(targets.min()), int(targets.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise CannotOperate(
+            f"the labels run from {low} to {high}, and the network's {classes} classes from 0 to "
+            f"{classes - 1}; build it with the data's number of classes (num_classes)"
+        )
+    return targets.long()
