@@ -198,19 +198,10 @@ def as_it_acts(network: Network) -> Network:
 
     They are the network's own until a state with other masks is loaded into the module.
     """
-    module = network.module
-    acting = {
-        id(layer.weight): layer.get_buffer(MASK)
-        for layer in module.modules()
-        if type(layer) in PLAIN_CLASS
-    }
-    for node in (node for graph in graphs_of(module) for node in graph.nodes):
-        masked = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(masked, MaskedWeight) and node.args[0].op == "get_attr":
-            acting[id(module.get_parameter(str(node.args[0].target)))] = masked.mask
+    module, acting = network.module, masks_at_work(network.module)
     masks = Masks(
         {
-            name: acting.get(id(module.get_parameter(name)), mask).to(mask.device, copy=True)
+            name: acting.get(id(module.get_parameter(name)), [mask])[0].to(mask.device, copy=True)
             for name, mask in network.masks.items()
         }
     )
@@ -218,6 +209,38 @@ def as_it_acts(network: Network) -> Network:
         replace(skip, nnz=masks.counts.get(skip.weight, skip.nnz)) for skip in network.skips
     )
     return replace(network, masks=masks, skips=skips)
+
+
+def masks_at_work(module: fx.GraphModule) -> dict[int, list[Tensor]]:
+    """The buffers that mask each parameter, by the parameter's id: all of them say the same.
+
+    Bound, they are one tensor; a module that was moved to another device has several.
+    """
+    found: dict[int, list[Tensor]] = {}
+    for layer in module.modules():
+        if type(layer) in PLAIN_CLASS:
+            found.setdefault(id(layer.weight), []).append(layer.get_buffer(MASK))
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    for node in (node for graph in graphs_of(module) for node in graph.nodes):
+        part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(part, _IN_GRAPHS):
+            weight = _masked_by(node, part.mask, weights)
+            found.setdefault(id(weight), []).append(part.mask)
+    return found
+
+
+def _masked_by(node: fx.Node, mask: Tensor, weights: Mapping[str, nn.Parameter]) -> nn.Parameter:
+    """The weight that a mask in a graph acts on, where it is read or further on.
+
+    Of what a layer computes its weight from, no other has its shape.
+    """
+    ahead = [node]
+    for at in ahead:
+        read = weights.get(str(at.target)) if at.op == "get_attr" else None
+        if read is not None and read.shape == mask.shape:
+            return read
+        ahead += at.all_input_nodes
+    raise AssertionError(f"{node.name} masks no weight")
 
 
 def zero_masked(module: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,8 @@ masked part is selected away rather than multiplied by zero, so that nothing in 
 infinity, reaches the output, and its gradient is exactly zero.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +22,48 @@ def keep(weight: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, weight, 0.0)
 
 
-class _MaskOptional(nn.Module):
-    """A dense checkpoint knows no masks: loading one keeps those that are there."""
+class _KeepForward(torch.autograd.Function):
+    """`keep`, but the gradient of what is dropped is that of the zero which stands for it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        return keep(weight, mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+@contextmanager
+def dense_gradients(module: nn.Module) -> Iterator[None]:
+    """Let gradients reach the dropped weights of a module too; its outputs stay, to the last bit.
+
+    The gradient of a dropped weight then says how the loss would move with what stands in its
+    place where the layer computes, which is zero.
+    """
+    masked = [part for part in module.modules() if isinstance(part, _Masking)]
+    for part in masked:
+        part.gradients_pass = True
+    try:
+        yield
+    finally:
+        for part in masked:
+            del part.gradients_pass
+
+
+class _Masking(nn.Module):
+    """What all that has a mask shares.
+
+    A dense checkpoint knows no masks: loading one keeps those that are there.
+    """
+
+    gradients_pass = False
+
+    def _kept(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """`keep`; within `dense_gradients`, one that gradients pass whole."""
+        if self.gradients_pass:
+            return _KeepForward.apply(weight, mask)  # type: ignore[return-value]
+        return keep(weight, mask)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -33,16 +75,16 @@ class _MaskOptional(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class MaskedLinear(_MaskOptional, nn.Linear):
+class MaskedLinear(_Masking, nn.Linear):
     """`nn.Linear` with a mask."""
 
     weight_mask: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, keep(self.weight, self.weight_mask), self.bias)
+        return functional.linear(input, self._kept(self.weight, self.weight_mask), self.bias)
 
 
-class _MaskedConvolution(_MaskOptional):
+class _MaskedConvolution(_Masking):
     """What the masked convolutions share: `_conv_forward` takes its weight as an argument."""
 
     weight: Any
@@ -51,7 +93,7 @@ class _MaskedConvolution(_MaskOptional):
     _conv_forward: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, keep(self.weight, self.weight_mask), self.bias)
+        return self._conv_forward(input, self._kept(self.weight, self.weight_mask), self.bias)
 
 
 class MaskedConv1d(_MaskedConvolution, nn.Conv1d):
@@ -66,7 +108,7 @@ class MaskedConv3d(_MaskedConvolution, nn.Conv3d):
     """`nn.Conv3d` with a mask."""
 
 
-class _MaskedTransposed(_MaskOptional):
+class _MaskedTransposed(_Masking):
     """What the masked transposed convolutions share, one for each number of dimensions."""
 
     weight: Any
@@ -82,7 +124,7 @@ class _MaskedTransposed(_MaskOptional):
             len(self.kernel_size), self.dilation,
         )  # fmt: skip
         return type(self)._convolve(
-            input, keep(self.weight, self.weight_mask), self.bias, self.stride, self.padding,
+            input, self._kept(self.weight, self.weight_mask), self.bias, self.stride, self.padding,
             extra, self.groups, self.dilation,
         )  # fmt: skip
 
@@ -105,7 +147,7 @@ class MaskedConvTranspose3d(_MaskedTransposed, nn.ConvTranspose3d):
     _convolve = staticmethod(functional.conv_transpose3d)
 
 
-class MaskedWeight(_MaskOptional):
+class MaskedWeight(_Masking):
     """The kept part of a weight that a function uses directly: a node between the two."""
 
     mask: Tensor
@@ -115,10 +157,10 @@ class MaskedWeight(_MaskOptional):
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return keep(weight, self.mask)
+        return self._kept(weight, self.mask)
 
 
-class MaskedStandardization(_MaskOptional):
+class MaskedStandardization(_Masking):
     """`batch_norm` over a weight (1, channels, fan-in), as in weight-standardized convolutions.
 
     Mean and variance are those of the kept weights alone, and what is dropped stays zero, so that
@@ -145,7 +187,8 @@ class MaskedStandardization(_MaskOptional):
     ) -> Tensor:
         mask = self.mask.reshape(input.shape)
         count = mask.sum(-1, keepdim=True).clamp(min=1)
-        centred = keep(input - keep(input, mask).sum(-1, keepdim=True) / count, mask)
+        mean = keep(input, mask).sum(-1, keepdim=True) / count
+        centred = self._kept(input - mean, mask)
         variance = centred.square().sum(-1, keepdim=True) / count
         standard = centred * torch.rsqrt(variance + eps)
         if weight is not None:

@@ -13,23 +13,24 @@ _VGG19_GROUPS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 _MLP_WIDTHS = (3072, 512, 256, 128, 64)
 
 
-def vgg19_cifar(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+def vgg19_cifar(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """VGG19 with batch norm in its CIFAR form: sixteen convolutions and one linear layer.
 
-    Takes (batch, in_channels, 32, 32), gives (batch, num_classes). The convolutions have no bias,
+    Takes (batch, in_channels, 32, 32), gives (batch, num_classes). `width` scales all channels
+    inside. The convolutions have no bias,
     because the batch norm behind each would subtract it again (as in the CIFAR VGGs of the pruning
     literature). Initialization is that of torchvision's VGG: He et al. 2015, fan out.
     """
     layers: list[nn.Module] = []
     channels = in_channels
     for group in _VGG19_GROUPS:
-        for width in group:
+        for full in group:
+            into, channels = channels, round(width * full)
             layers += [
-                nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                nn.Conv2d(into, channels, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             ]
-            channels = width
         layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
     network = nn.Sequential(
         OrderedDict(
