@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 SCHEMA_LS = "n2nfx.data-ls/1"
 SCHEMA_VERIFY = "n2nfx.data-verify/1"
 
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of data sets; by default N2NFX_DATA, or ~/.cache/n2nfx.",
-)
-
 
 @click.group()
 def data() -> None:
@@ -32,7 +26,7 @@ def data() -> None:
 
 
 @data.command("ls")
-@root_option
+@options.data_root("--root")
 @options.as_json
 def ls(root: Path | None, as_json: bool) -> None:
     """List the data sets: what each is, whether it is here, and what brings it."""
@@ -91,7 +85,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="Take it from this archive, file or folder instead of the network; may be repeated.",
 )
-@root_option
+@options.data_root("--root")
 def fetch(name: str, given: tuple[Path, ...], root: Path | None) -> None:
     """Bring the data set NAME here, from the first mirror that has it whole, or from files at hand.
 
@@ -138,7 +132,7 @@ class _Checked:
 
 @data.command("verify")
 @click.argument("name")
-@root_option
+@options.data_root("--root")
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, name: str, root: Path | None, as_json: bool) -> None:

@@ -93,7 +93,7 @@ SCHEMA = "n2nfx.transform/1"
 @options.num_classes
 @options.input_shape
 @click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")
-@options.data_root
+@options.data_root("--data-root")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
