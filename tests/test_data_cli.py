@@ -1,12 +1,14 @@
 """`n2nfx data`, and `transform --data`: what is printed, where, and the exit codes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from data_samples import Set, cifar_bytes, cifar_set, fashion_set, pixels, serving
+from PIL import Image
 
 from n2nfx import catalogue, operate
 from n2nfx.cli import main
@@ -108,6 +110,23 @@ def test_verify_reads_what_has_no_sums(tmp_path: Path) -> None:
     result = run("data", "verify", f"{file}:made")
     assert result.exit_code == 0
     assert "2 images, 2 classes" in result.stdout
+
+
+def test_an_image_folder_is_verified_by_its_numbers_and_first_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imagenet = replace(catalogue.ENTRIES["imagenet"], images=(2, 1))
+    monkeypatch.setattr(catalogue, "ENTRIES", {"imagenet": imagenet})
+    for name in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"):
+        file = tmp_path / "data" / "imagenet" / name
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(file)
+    result = run("data", "verify", "imagenet")
+    assert result.exit_code == 4
+    assert result.stderr == "error: imagenet: has 2 images, and 1 are expected\n"
+    (tmp_path / "data" / "imagenet" / "train" / "b" / "0.png").write_bytes(b"no")
+    result = run("data", "verify", "imagenet")
+    assert "train/b/0.png: is neither JPEG nor PNG" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,14 @@ def test_testing_is_the_test_set_in_its_order() -> None:
     assert torch.equal(inputs, MADE.normalized(MADE.test.pixels))
 
 
+def test_both_parts_go_to_a_device() -> None:
+    moved = MADE.to("meta")
+    for part in (moved.train, moved.test):
+        assert isinstance(part, Images)
+        assert part.pixels.device.type == part.labels.device.type == "meta"
+    assert moved.classes == MADE.classes
+
+
 @given(st.integers(1, 49), st.integers(0, 20))
 def test_what_is_held_out_is_the_rest_and_more_holds_fewer(count: int, seed: int) -> None:
     assert isinstance(MADE.train, Images)

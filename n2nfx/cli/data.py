@@ -15,6 +15,8 @@ from n2nfx.cli.text import printable
 if TYPE_CHECKING:
     from n2nfx.catalogue import Entry
     from n2nfx.training.fetch import Progress
+    from n2nfx.training.folder import Folder
+    from n2nfx.training.images import Images
 
 SCHEMA_LS = "n2nfx.data-ls/1"
 SCHEMA_VERIFY = "n2nfx.data-verify/1"
@@ -179,20 +181,27 @@ def _check_files(one: "Entry", root: Path) -> list[_Checked]:
 
 def _check_parts(name: str, root: Path | None) -> list[_Checked]:
     """Each part by reading it."""
+    from n2nfx import catalogue
     from n2nfx.training.data import load
 
     found = load(name, root)
+    known = catalogue.ENTRIES.get(name)
+    expected = known.images if known else (len(found.train), len(found.test))
     classes = len(found.classes)
     return [
-        _Checked(part, name, f"{len(images):,} images, {classes} classes", _wrong(images))
-        for part, images in (("training", found.train), ("testing", found.test))
+        _Checked(part, name, f"{len(images):,} images, {classes} classes", _wrong(images, count))
+        for part, images, count in zip(
+            ("training", "testing"), (found.train, found.test), expected, strict=True
+        )
     ]
 
 
-def _wrong(images: object) -> str:
+def _wrong(images: "Images | Folder", expected: int) -> str:
     """What is wrong with a part of a data set that was read."""
     from n2nfx.training.folder import Folder, damages
 
+    if len(images) != expected:
+        return f"has {len(images):,} images, and {expected:,} are expected"
     return next(damages(images), "") if isinstance(images, Folder) else ""
 
 
