@@ -86,6 +86,22 @@ def test_workers_batches_and_order_change_no_byte(images: Folder) -> None:
             assert named.tolist() == labels[row].tolist()
 
 
+def test_each_image_is_the_part_that_its_own_bits_say(images: Folder) -> None:
+    """Cut, brought to size and flipped by hand; both kinds of flip are there."""
+    drawn = draws(1, "augment", 0, len(images))
+    whole, _ = next(images.batches([np.arange(6)], drawn))
+    flips = set()
+    for path, bits, made in zip(images.paths, drawn, whole, strict=True):
+        with Image.open(path) as image:
+            box, flipped = folder._part(image.size, int(bits))
+            cut = image.resize((16, 16), Image.Resampling.BILINEAR, box=box)
+        if flipped:
+            cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert np.array_equal(np.asarray(cut).transpose(2, 0, 1), made.numpy())
+        flips.add(flipped)
+    assert flips == {False, True}
+
+
 def test_reading_draws_nothing_from_the_caller(images: Folder) -> None:
     before = torch.get_rng_state()
     list(images.batches([np.arange(6)], draws(0, "augment", 0, 6)))

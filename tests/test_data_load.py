@@ -187,6 +187,11 @@ def test_epochs_and_seeds_differ_and_the_last_batch_may_be_left_out() -> None:
     assert forms(MADE.epoch(0, 10)) != forms(MADE.epoch(0, 10, seed=1))
     sizes = [len(labels) for _, labels in MADE.epoch(0, 20)]
     assert sizes == [20, 20, 10]
+    rows = [
+        torch.cat([named for _, named in MADE.epoch(*asked)]).tolist() for asked in ((0, 9), (1, 9))
+    ]
+    rows.append(torch.cat([named for _, named in MADE.epoch(0, 9, seed=1)]).tolist())
+    assert len({tuple(row) for row in rows}) == 3
     assert [len(labels) for _, labels in MADE.epoch(0, 20, keep_last=False)] == [20, 20]
     with pytest.raises(UsageError, match="the batch size is 0"):
         list(MADE.epoch(0, 0))
@@ -236,6 +241,13 @@ def test_what_is_held_out_is_the_rest_and_more_holds_fewer(count: int, seed: int
         assert held < {image.numpy().tobytes() for image in more.pixels}
 
 
+def test_another_seed_holds_others_out() -> None:
+    first, second = (MADE.held_out(10, seed).test for seed in (0, 1))
+    assert isinstance(first, Images)
+    assert isinstance(second, Images)
+    assert not torch.equal(first.pixels, second.pixels)
+
+
 def test_a_split_that_leaves_nothing_is_refused() -> None:
     for count in (0, 50):
         with pytest.raises(UsageError, match=f"cannot hold out {count} of 50"):
@@ -254,6 +266,9 @@ def test_small_images_are_padded_evenly_with_black_to_a_larger_input() -> None:
     assert int(found.pixels.long().sum()) == int(MADE.train.pixels.long().sum())
     assert MADE.fitted(None, None) is MADE
     assert MADE.fitted(SHAPE, 10) is MADE
+    for shape in ((1, 8, 8), (3, 3, 8), (3, 8, 4)):
+        with pytest.raises(UsageError, match="only ever padded"):
+            MADE.train.fitted(shape)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def _complete(url: str, archive: Archive, part: Path, progress: Progress | None)
             _rest(url, archive, part, progress)
             cut: Exception = DamagedFile("the connection was cut")
         except _NETWORK as error:
-            if isinstance(error, urllib.error.HTTPError) or not _is_of_the_network(error):
+            if isinstance(error, urllib.error.HTTPError):
                 raise
             cut = error
         if _size(part) >= archive.size:
