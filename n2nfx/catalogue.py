@@ -26,11 +26,6 @@ class File:
     size: int
     sha256: str
 
-    @property
-    def packed(self) -> str:
-        """Its name where it is compressed by gzip."""
-        return f"{self.name}.gz"
-
 
 @dataclass(frozen=True)
 class Archive:

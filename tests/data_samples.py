@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 import numpy as np
 
@@ -126,13 +127,15 @@ class Server:
     """Where files can be had: what was asked for, and how each answer goes.
 
     `cut` are, for the answers to come, the number of bytes after which the connection ends
-    (None: not at all); `ranges` is whether it knows them.
+    (None: not at all). `ranges` is whether it knows them: "misread" ones are sent from the start
+    and said to be. `lengths` is whether it says how much comes.
     """
 
     address: str
     files: dict[str, bytes]
     cut: list[int | None] = field(default_factory=list)
-    ranges: bool = True
+    ranges: Literal["yes", "no", "misread"] = "yes"
+    lengths: bool = True
     asked: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -163,11 +166,13 @@ def _handler(state: Server) -> Callable[..., BaseHTTPRequestHandler]:
             self._send(state.files[name], wanted)
 
         def _send(self, data: bytes, wanted: str) -> None:
-            start = int(wanted[len("bytes=") : -1]) if wanted and state.ranges else 0
-            self.send_response(206 if start else 200)
-            if start:
+            part = bool(wanted) and state.ranges != "no"
+            start = int(wanted[len("bytes=") : -1]) if part and state.ranges == "yes" else 0
+            self.send_response(206 if part else 200)
+            if part:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
+            if state.lengths:
+                self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
             end = state.cut.pop(0) if state.cut else None
             self.wfile.write(data[start:] if end is None else data[start : start + end])

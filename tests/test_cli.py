@@ -40,7 +40,7 @@ def test_help_and_version_load_no_torch() -> None:
 
 def test_every_command_has_help_and_is_listed() -> None:
     listed = run("--help").stdout
-    for command in ("transform", "inspect", "verify", "models", "passes", "doctor"):
+    for command in ("transform", "inspect", "verify", "data", "models", "passes", "doctor"):
         assert command in listed
         assert run(command, "--help").exit_code == 0
 
@@ -193,7 +193,8 @@ def test_force_replaces_an_older_artifact(tmp_path: Path) -> None:
         (["inspect", "n2nfx:mlp", "--hops", "two"], 2, "two"),
         (["inspect", "n2nfx:mlp", "--wiring", "papper"], 2, "paper"),
         (["inspect", "n2nfx:mlp", "--num-classes", "0"], 2, "num_classes"),
-        (["inspect", "n2nfx:vgg19_cifar", "--input", "4,32,32"], 3, "channels"),
+        (["inspect", "n2nfx:vgg19_cifar", "--input", "3,16,16"], 3, "too small"),
+        (["inspect", "torchvision:resnet18", "--input", "4,32,32"], 2, "3 channels"),
         (["models", "no-such-thing"], 2, "no-such-thing"),
     ],
 )  # fmt: skip

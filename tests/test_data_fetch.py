@@ -9,7 +9,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from data_samples import Server, Set, cifar_set, fashion_set, serving, tar_of
@@ -104,10 +104,11 @@ def test_a_later_fetch_goes_on_where_an_earlier_one_gave_up(
     assert_whole(cifar, tmp_path)
 
 
-def test_a_server_without_ranges_sends_it_all_again(
-    cifar: Set, server: Server, tmp_path: Path
+@pytest.mark.parametrize("ranges", ["no", "misread"])
+def test_a_server_that_sends_no_part_sends_it_all_again(
+    cifar: Set, server: Server, tmp_path: Path, ranges: Literal["no", "misread"]
 ) -> None:
-    server.cut, server.ranges = [100], False
+    server.cut, server.ranges = [100], ranges
     fetch(cifar.entry, tmp_path)
     assert_whole(cifar, tmp_path)
 
@@ -151,6 +152,18 @@ def test_the_next_mirror_is_asked_where_one_has_it_not_or_wrong(
         assert not (tmp_path / one.entry.folder).exists()
 
 
+def test_a_server_that_sends_without_end_is_left(server: Server, tmp_path: Path) -> None:
+    endless = {ARCHIVE: bytes(5 << 20)}
+    with serving(endless) as bad:
+        bad.lengths = False
+        one = cifar_set().at(bad.address)
+        with pytest.raises(CannotOperate, match="sent 1,048,576 bytes, and"):
+            fetch(one.entry, tmp_path)
+        one = cifar_set().at(bad.address, server.address)
+        fetch(one.entry, tmp_path)
+    assert_whole(one, tmp_path)
+
+
 def test_a_mirror_that_is_not_there_or_never_answers_is_passed_over(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +185,20 @@ def test_no_space_is_told_before_anything_is_fetched(
         fetch(cifar.entry, tmp_path)
     assert server.asked == []
     assert_nothing(cifar, tmp_path)
+
+
+def test_what_was_fetched_before_needs_no_space_again(
+    cifar: Set, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / cifar.entry.folder).mkdir()
+    (tmp_path / cifar.entry.folder / PART).write_bytes(server.files[ARCHIVE][:1000])
+    files = sum(file.size for file in cifar.entry.files)
+    free = cifar.entry.archives[0].size - 1000 + files
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 0, free - 1))
+    with pytest.raises(CannotOperate, match="cifar10 needs"):
+        fetch(cifar.entry, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 0, free))
+    fetch(cifar.entry, tmp_path)
 
 
 @pytest.mark.parametrize("begun", ["download", "files"])
@@ -242,13 +269,22 @@ def test_what_is_at_hand_and_lacks_a_file_is_told(tmp_path: Path) -> None:
         fetch(one.entry, tmp_path / "root", [tmp_path / "not there"])
 
 
-@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: d[:-1] + b"x"])
-def test_what_is_at_hand_and_other_than_it_should_be_is_told(tmp_path: Path, change: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: data[:-1], "has 1,219 bytes, and 1,220 are expected"),
+        (lambda data: data + b"\0", "has 1,221 bytes or more, and 1,220 are expected"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "has SHA-256 .* expected"),
+    ],
+)
+def test_what_is_at_hand_and_other_than_it_should_be_is_told(
+    tmp_path: Path, change: Any, told: str
+) -> None:
     one = cifar_set()
     archive = tmp_path / "cifar.tar.gz"
     name = "data_batch_2.bin"
     archive.write_bytes(tar_of({**one.files, name: change(one.files[name])}))
-    with pytest.raises(DamagedFile, match=f"cifar.tar.gz: {name}: has .* expected"):
+    with pytest.raises(DamagedFile, match=f"cifar.tar.gz: {name}: {told}"):
         fetch(one.entry, tmp_path / "root", [archive])
     assert_nothing(one, tmp_path / "root")
 
@@ -263,6 +299,23 @@ def test_an_archive_cut_anywhere_is_damaged_and_leaves_what_was_there(tmp_path: 
         with pytest.raises(DamagedFile, match=ARCHIVE):
             fetch(one.entry, root, [archive])
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == one.files
+
+
+def test_a_member_that_unpacks_without_end_is_left_at_its_beginning(tmp_path: Path) -> None:
+    one, size = cifar_set(), 5 << 20
+    archive = tmp_path / "bomb.tar.gz"
+    archive.write_bytes(tar_of({"test_batch.bin": bytes(size)}))
+    with pytest.raises(DamagedFile, match="has 1,048,576 bytes or more"):
+        fetch(one.entry, tmp_path / "root", [archive])
+
+
+def test_hidden_files_of_a_folder_are_not_looked_at(tmp_path: Path) -> None:
+    one, here = cifar_set(), tmp_path / "x"
+    here.mkdir()
+    (here / ARCHIVE).write_bytes(one.archives[ARCHIVE])
+    (here / PART).write_bytes(one.archives[ARCHIVE][:1000])
+    fetch(one.entry, tmp_path / "root", [here])
+    assert_whole(one, tmp_path / "root")
 
 
 def test_a_member_that_leads_out_of_the_archive_stays_in_the_folder(tmp_path: Path) -> None:

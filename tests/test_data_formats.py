@@ -89,6 +89,8 @@ def test_a_record_size_that_does_not_divide_the_file_is_told(tmp_path: Path) -> 
     path = written(tmp_path, bytes(100))
     with pytest.raises(DamagedFile, match="100 bytes, which is no whole number of records of 61"):
         formats.cifar(path, classes=10, shape=SHAPE)
+    with pytest.raises(DamagedFile, match="0 bytes, which is no whole number"):
+        formats.cifar(written(tmp_path, b""), classes=10, shape=SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,8 @@ def test_a_label_outside_the_classes_is_told_with_its_image(tmp_path: Path) -> N
     path = written(tmp_path, idx_bytes(labels))
     with pytest.raises(DamagedFile, match="image 2 has the label 12"):
         formats.idx_labels(path, classes=10)
+    with pytest.raises(DamagedFile, match="image 2 has the label 12"):
+        formats.idx_labels(path, classes=12)
     formats.idx_labels(path, classes=13)
 
 

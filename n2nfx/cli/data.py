@@ -15,15 +15,11 @@ from n2nfx.cli.text import printable
 if TYPE_CHECKING:
     from n2nfx.catalogue import Entry
     from n2nfx.training.fetch import Progress
+    from n2nfx.training.folder import Folder
+    from n2nfx.training.images import Images
 
 SCHEMA_LS = "n2nfx.data-ls/1"
 SCHEMA_VERIFY = "n2nfx.data-verify/1"
-
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of data sets; by default N2NFX_DATA, or ~/.cache/n2nfx.",
-)
 
 
 @click.group()
@@ -32,7 +28,7 @@ def data() -> None:
 
 
 @data.command("ls")
-@root_option
+@options.data_root("--root")
 @options.as_json
 def ls(root: Path | None, as_json: bool) -> None:
     """List the data sets: what each is, whether it is here, and what brings it."""
@@ -91,7 +87,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="Take it from this archive, file or folder instead of the network; may be repeated.",
 )
-@root_option
+@options.data_root("--root")
 def fetch(name: str, given: tuple[Path, ...], root: Path | None) -> None:
     """Bring the data set NAME here, from the first mirror that has it whole, or from files at hand.
 
@@ -138,7 +134,7 @@ class _Checked:
 
 @data.command("verify")
 @click.argument("name")
-@root_option
+@options.data_root("--root")
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, name: str, root: Path | None, as_json: bool) -> None:
@@ -185,20 +181,27 @@ def _check_files(one: "Entry", root: Path) -> list[_Checked]:
 
 def _check_parts(name: str, root: Path | None) -> list[_Checked]:
     """Each part by reading it."""
+    from n2nfx import catalogue
     from n2nfx.training.data import load
 
     found = load(name, root)
+    known = catalogue.ENTRIES.get(name)
+    expected = known.images if known else (len(found.train), len(found.test))
     classes = len(found.classes)
     return [
-        _Checked(part, name, f"{len(images):,} images, {classes} classes", _wrong(images))
-        for part, images in (("training", found.train), ("testing", found.test))
+        _Checked(part, name, f"{len(images):,} images, {classes} classes", _wrong(images, count))
+        for part, images, count in zip(
+            ("training", "testing"), (found.train, found.test), expected, strict=True
+        )
     ]
 
 
-def _wrong(images: object) -> str:
+def _wrong(images: "Images | Folder", expected: int) -> str:
     """What is wrong with a part of a data set that was read."""
     from n2nfx.training.folder import Folder, damages
 
+    if len(images) != expected:
+        return f"has {len(images):,} images, and {expected:,} are expected"
     return next(damages(images), "") if isinstance(images, Folder) else ""
 
 

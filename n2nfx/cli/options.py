@@ -55,8 +55,8 @@ num_classes = click.option(
 input_shape = click.option(
     "--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32."
 )
-data_root = click.option(
-    "--data-root",
+data_root = partial(
+    click.option,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of data sets; by default N2NFX_DATA, or ~/.cache/n2nfx.",
 )

@@ -93,7 +93,7 @@ SCHEMA = "n2nfx.transform/1"
 @options.num_classes
 @options.input_shape
 @click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")
-@options.data_root
+@options.data_root("--data-root")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -157,7 +157,7 @@ def _first_batch(
     found = load(data, root).fitted(asked["input_shape"], asked["num_classes"])
     own = {"input_shape": found.shape, "num_classes": len(found.classes)}
     if asked["input_shape"] is None:
-        size = ",".join(map(str, found.shape))
-        click.echo(f"{data}: --input {size}, as its images are; a larger one pads them", err=True)
+        shape = ",".join(map(str, found.shape))
+        click.echo(f"{data}: --input {shape}, as its images are; a larger one pads them", err=True)
     given = {key: value for key, value in asked.items() if value is not None}
     return found.first(size), {**own, **given}

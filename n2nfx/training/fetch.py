@@ -67,7 +67,26 @@ def fetch(
     return folder
 
 
-def sha256(stream: BinaryIO) -> tuple[int, str]:
+def damages(one: Entry, place: Place) -> Iterator[str]:
+    """What is wrong with the contents of each file in turn; empty where they are those known."""
+    for file in one.files:
+        path = place.paths.get(file.name)
+        yield "is not there" if path is None else _damage(file, path)
+
+
+def _damage(file: File, path: Path) -> str:
+    """What is wrong with the contents of one file; empty where they are those known."""
+    try:
+        with _opened(path) as stream:
+            size, digest = _sha256(stream)
+    except (OSError, EOFError, zlib.error) as error:
+        return f"cannot be read: {error}"
+    if size != file.size:
+        return f"has {size:,} bytes, and {file.size:,} are expected"
+    return "" if digest == file.sha256 else f"has SHA-256 {digest}, and {file.sha256} is expected"
+
+
+def _sha256(stream: BinaryIO) -> tuple[int, str]:
     """Size and SHA-256 of what a stream still has."""
     digest, size = hashlib.sha256(), 0
     while block := stream.read(_BLOCK):
@@ -76,28 +95,9 @@ def sha256(stream: BinaryIO) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BinaryIO:
     """A file to be read, unpacked where its name ends in .gz."""
     return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-
-
-def damages(one: Entry, place: Place) -> Iterator[str]:
-    """What is wrong with the contents of each file in turn; empty where they are those known."""
-    for file in one.files:
-        path = place.paths.get(file.name)
-        yield "is not there" if path is None else damage(file, path)
-
-
-def damage(file: File, path: Path) -> str:
-    """What is wrong with the contents of one file; empty where they are those known."""
-    try:
-        with opened(path) as stream:
-            size, digest = sha256(stream)
-    except (OSError, EOFError, zlib.error) as error:
-        return f"cannot be read: {error}"
-    if size != file.size:
-        return f"has {size:,} bytes, and {file.size:,} are expected"
-    return "" if digest == file.sha256 else f"has SHA-256 {digest}, and {file.sha256} is expected"
 
 
 # --- downloading -------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def _complete(url: str, archive: Archive, part: Path, progress: Progress | None)
             _rest(url, archive, part, progress)
             cut: Exception = DamagedFile("the connection was cut")
         except _NETWORK as error:
-            if isinstance(error, urllib.error.HTTPError) or not _is_of_the_network(error):
+            if isinstance(error, urllib.error.HTTPError):
                 raise
             cut = error
         if _size(part) >= archive.size:
@@ -199,7 +199,7 @@ def _is_of_the_network(error: Exception) -> bool:
 
 def _wrong(archive: Archive, part: Path) -> str:
     with part.open("rb") as stream:
-        size, digest = sha256(stream)
+        size, digest = _sha256(stream)
     if size != archive.size:
         return f"sent {size:,} bytes, and {archive.size:,} are expected"
     if digest != archive.sha256:

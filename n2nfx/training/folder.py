@@ -66,7 +66,11 @@ class Folder:
         """
         rows = [indices.tolist() for indices in chosen]
         loader = DataLoader(
-            _Reader(self, drawn), batch_sampler=rows, num_workers=workers, collate_fn=_stack
+            _Reader(self, drawn),
+            batch_sampler=rows,
+            num_workers=workers,
+            collate_fn=_stack,
+            generator=torch.Generator(),  # else it draws from the caller's
         )
         for pixels, labels in loader:
             yield _checked(pixels), labels

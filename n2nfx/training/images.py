@@ -1,7 +1,8 @@
 """Images in memory: the small data sets, as bytes, and batches of them on the training device."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import sqrt
 
 import numpy as np
 import torch
@@ -79,17 +80,21 @@ class Images:
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of every channel, of pixels from 0 to 1, counted exactly."""
-        means, deviations = [], []
-        values = np.arange(256) / 255
-        for channel in range(self.shape[0]):
-            counts = _histogram(self.pixels[:, channel])
-            mean = float(counts @ values / counts.sum())
-            means.append(mean)
-            deviations.append(float(counts @ (values - mean) ** 2 / counts.sum()) ** 0.5)
-        return tuple(means), tuple(deviations)
+        histograms = [_histogram(self.pixels[:, channel]) for channel in range(self.shape[0])]
+        means, deviations = zip(*map(_moments, histograms), strict=True)
+        return means, deviations
 
 
-def _histogram(pixels: Tensor) -> np.ndarray:
+def _moments(counts: Sequence[int]) -> tuple[float, float]:
+    """Mean and deviation in integers to the last step, so that 0 is exactly what never changes."""
+    total = sum(counts)
+    first = sum(value * count for value, count in enumerate(counts))
+    second = sum(value * value * count for value, count in enumerate(counts))
+    return first / (255 * total), sqrt(total * second - first * first) / (255 * total)
+
+
+def _histogram(pixels: Tensor) -> list[int]:
     """How often each of the 256 values is there."""
     parts = (part.cpu().numpy().ravel() for part in pixels.split(4096))
-    return sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
+    counts = sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
+    return counts.tolist()
