@@ -162,7 +162,7 @@ def _keep_best_of_all(
         safe = top_k(merged, max(total - missing - sum(floors), 0))
         last = np.flatnonzero(kept & ~safe)
         kept[_payers(last, merged.numpy()[last], scores, spare)[:missing]] = False
-        for index in np.flatnonzero(spare < 0):
+        for index in np.flatnonzero(spare < 0).tolist():
             parts[index].copy_(top_k(scores[index], floors[index]))
     return parts
 
@@ -213,7 +213,7 @@ def _in_order(values: np.ndarray, place: int) -> Any:
         near, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
         low = sample[max(near - margin, 0)] if near > margin else values.min()
         high = sample[near + margin] if near + margin < len(sample) else values.max()
-        below = np.count_nonzero(values < low)
+        below = int(np.count_nonzero(values < low))
         between = values[(values >= low) & (values <= high)]
         if 0 <= place - below < len(between):
             values, place = between, place - below
