@@ -75,11 +75,12 @@ class _Contest:
         self.places = torch.arange(len(self._flat), device=self._flat.device)
         self.values = self._flat.clone()
         self.sizes = self._whole
+        self._found = torch.empty_like(self._flat)
         self._keys = torch.empty_like(self._flat, dtype=torch.float64)
 
     def entries(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The gradients by the entries."""
-        found, start = torch.empty_like(self.values), 0
+        """The gradients by the entries, good until the next call."""
+        found, start = self._found[: len(self.places)], 0
         parts = zip(
             self._ranked, found.split(self.sizes), self.places.split(self.sizes), strict=True
         )
@@ -103,9 +104,19 @@ class _Contest:
         self._keys[places] = keys
 
     def go_on(self, kept: Tensor) -> None:
-        """Let only those take part that are kept."""
-        self.places, self.values = _chosen(self.places, kept), _chosen(self.values, kept)
-        self.sizes = [int(part.count_nonzero()) for part in kept.split(self.sizes)]
+        """Let only those take part that are kept.
+
+        They move up within the same memory, a weight at a time: fresh memory costs more than that.
+        """
+        left, start = [], 0
+        lots = (self.places.split(self.sizes), self.values.split(self.sizes))
+        for mask, places, values in zip(kept.split(self.sizes), *lots, strict=True):
+            chosen = _chosen(places, mask)
+            end = start + len(chosen)
+            self.places[start:end], self.values[start:end] = chosen, _chosen(values, mask)
+            left.append(end - start)
+            start = end
+        self.sizes, self.places, self.values = left, self.places[:start], self.values[:start]
 
     def finish(self, kept: Tensor, keys: Tensor) -> None:
         """Write down the keys of those that are left."""
