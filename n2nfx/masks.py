@@ -103,7 +103,11 @@ def select(layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, t
 
     Nested: for the same ranking and allocation, a smaller total keeps a subset.
     """
-    kept = _ranked(layers, ranking, allocation, total)
+    if allocation.method == "global":
+        kept = _select_globally(layers, ranking, allocation, total)
+    else:
+        counts = allocate(layers, total, allocation)
+        kept = [ranking.best(layer, count) for layer, count in zip(layers, counts, strict=True)]
     return Masks(
         {
             layer.weight: mask.reshape(layer.weight_shape)
@@ -112,69 +116,87 @@ def select(layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, t
     )
 
 
-def _ranked(
+def _select_globally(
     layers: Sequence[Ranked], ranking: Ranking, allocation: Allocation, total: int
 ) -> Sequence[Tensor]:
-    """The flat mask of every layer."""
-    if allocation.method != "global":
-        counts = allocate(layers, total, allocation)
-        return [ranking.best(layer, count) for layer, count in zip(layers, counts, strict=True)]
+    """The flat mask of every layer, by one ranking over all."""
     if not isinstance(ranking, ScoreRanking):
         raise CannotOperate(
             "a global allocation compares scores across layers, and a random order has none; "
             "allocate by uniform, er or erk"
         )
-    scores = [ranking.scores[layer.weight].reshape(-1) for layer in layers]
-    return keep_best(layers, scores, allocation, total)
+    scores = torch.cat(
+        [ranking.scores[layer.weight].detach().reshape(-1).cpu() for layer in layers]
+    )
+    sizes = [layer.size for layer in layers]
+    return [
+        part.clone() for part in keep_best(layers, scores, sizes, allocation, total).split(sizes)
+    ]
 
 
 def keep_best(
-    layers: Sequence[Ranked], scores: Sequence[Tensor], allocation: Allocation, total: int
-) -> Sequence[Tensor]:
-    """Which `total` of the flat `scores` of every layer are kept.
+    layers: Sequence[Ranked],
+    scores: Tensor,
+    sizes: Sequence[int],
+    allocation: Allocation,
+    total: int,
+) -> Tensor:
+    """The mask of the `total` best of `scores`, which are flat, `sizes` of each layer in turn.
 
     They may be the scores of some of a layer's weights only, in the order of their indices: of
     those that an earlier call with a larger total kept, say.
     """
     if allocation.method == "global":
-        return _keep_best_of_all(scores, bounds(layers, total, allocation), total)
+        return _keep_best_of_all(scores, sizes, bounds(layers, total, allocation), total)
     counts = allocate(layers, total, allocation)
-    return [top_k(own, count) for own, count in zip(scores, counts, strict=True)]
+    parts = scores.split(list(sizes))
+    return torch.cat([top_k(part, count) for part, count in zip(parts, counts, strict=True)])
 
 
 def _keep_best_of_all(
-    scores: Sequence[Tensor], floors: Sequence[int], total: int
-) -> Sequence[Tensor]:
+    scores: Tensor, sizes: Sequence[int], floors: Sequence[int], total: int
+) -> Tensor:
     """One ranking over all layers, after each layer's floor: its own best are kept whatever.
 
     All take part in one ranking first; then layers that fall short get their floor, and the
     others pay with the lowest that they kept, as long as they have more than their own floor.
     """
-    merged = torch.cat([own.detach().cpu() for own in scores])
-    kept = top_k(merged, total)
-    parts = kept.split([len(own) for own in scores])
-    spare = np.array(
-        [np.count_nonzero(part) - floor for part, floor in zip(parts, floors, strict=True)]
-    )
+    kept = top_k(scores, total)
+    parts = list(zip(kept.split(list(sizes)), scores.split(list(sizes)), floors, strict=True))
+    spare = np.array([np.count_nonzero(part) - floor for part, _, floor in parts])
     missing = -int(spare.clip(max=0).sum())
     if missing:
-        # Of the lowest kept ones so many are passed over at most as floors protect.
-        safe = top_k(merged, max(total - missing - sum(floors), 0))
-        last = np.flatnonzero(kept & ~safe)
-        kept[_payers(last, merged.numpy()[last], scores, spare)[:missing]] = False
-        for index in np.flatnonzero(spare < 0):
-            parts[index].copy_(top_k(scores[index], floors[index]))
-    return parts
+        # Of the lowest so many are passed over at most as floors protect.
+        lowest = _lowest_kept(scores.detach().cpu().numpy(), kept.numpy(), missing + sum(floors))
+        kept[_payers(*lowest, sizes, spare)[:missing]] = False
+        for index in np.flatnonzero(spare < 0).tolist():
+            part, own, floor = parts[index]
+            part.copy_(top_k(own, floor))
+    return kept
+
+
+def _lowest_kept(values: np.ndarray, kept: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values of the `count` lowest that are kept, and some more, in order of place.
+
+    Those below a sampled value, if they are enough, or else all of them.
+    """
+    stride = max(1, len(values) // _SAMPLE)
+    sample = np.sort(values[::stride][kept[::stride]])
+    near = count // stride + 4 * int(len(sample) ** 0.5) + 1
+    places = np.flatnonzero(kept & (values <= sample[near])) if near < len(sample) else kept[:0]
+    if len(places) < count:
+        places = np.flatnonzero(kept)
+    return places, values[places]
 
 
 def _payers(
-    places: np.ndarray, values: np.ndarray, scores: Sequence[Tensor], spare: np.ndarray
+    places: np.ndarray, values: np.ndarray, sizes: Sequence[int], spare: np.ndarray
 ) -> np.ndarray:
     """Those of the places that their layers can spare, the lowest first, ties from the end."""
     lowest = places[::-1][values[::-1].argsort(kind="stable")]
-    layers = np.searchsorted(np.cumsum([len(own) for own in scores]), lowest, side="right")
+    layers = np.searchsorted(np.cumsum(sizes), lowest, side="right")
     by_layer = layers.argsort(kind="stable")
-    counts = np.bincount(layers, minlength=len(scores))
+    counts = np.bincount(layers, minlength=len(sizes))
     turns = np.empty_like(layers)
     turns[by_layer] = np.arange(len(layers)) - np.repeat(np.cumsum(counts) - counts, counts)
     return lowest[turns < spare[layers]]
@@ -213,7 +235,7 @@ def _in_order(values: np.ndarray, place: int) -> Any:
         near, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
         low = sample[max(near - margin, 0)] if near > margin else values.min()
         high = sample[near + margin] if near + margin < len(sample) else values.max()
-        below = np.count_nonzero(values < low)
+        below = int(np.count_nonzero(values < low))
         between = values[(values >= low) & (values <= high)]
         if 0 <= place - below < len(between):
             values, place = between, place - below

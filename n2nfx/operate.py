@@ -1,20 +1,36 @@
 """The main job in one call: build, trace, prune, splice."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.network import Probe
 from n2nfx.outcome import Outcome
-from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.passes import (
+    SNIP,
+    Expander,
+    GraSP,
+    IterativeSNIP,
+    Magnitude,
+    N2NSkip,
+    RandomPruning,
+    SynFlow,
+)
 from n2nfx.pipeline import Pass, apply
+from n2nfx.saliency import Norm
 from n2nfx.source import network_of
 from n2nfx.tracing.tracer import Example
 from n2nfx.wiring import Placement, Wiring
 
-PRUNERS: dict[str, Callable[..., Pass]] = {"random": RandomPruning}
+PRUNERS: dict[str, type[Any]] = {
+    cls.name: cls
+    for cls in (RandomPruning, Expander, SNIP, IterativeSNIP, GraSP, SynFlow, Magnitude)
+}
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
 def transform(
@@ -24,9 +40,13 @@ def transform(
     skip_ratio: float = 0.0,
     pruner: str = "random",
     seed: int = 0,
-    allocation: Literal["uniform", "er", "erk"] = "uniform",
+    allocation: Literal["uniform", "global", "er", "erk"] | None = None,
     floor: int | Literal["channels"] = "channels",
     ends: Literal["pruned", "dense"] = "pruned",
+    norm: Norm | None = None,
+    rounds: int | None = None,
+    revive: bool | None = None,
+    temperature: float | None = None,
     hops: tuple[int, ...] = (3,),
     placement: Placement = "every",
     wiring: Wiring = "paper",
@@ -35,7 +55,7 @@ def transform(
     branch_norm: Literal["none", "batch"] = "none",
     init: Literal["kaiming", "zero"] = "kaiming",
     example: Example | None = None,
-    batch: tuple[Tensor, Tensor] | None = None,
+    batch: Batch | list[Batch] | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
     num_classes: int | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -43,18 +63,21 @@ def transform(
     """Prune a model to `round(density * N)` weights and spend the share `skip_ratio` on skips.
 
     `model` is a name ("resnet50", "timm:resnet50", "n2nfx:vgg19_cifar", "file.py:function") or a
-    module, which needs an `example` input and stays as it is. The pruning options are those of
-    the pruner's pass, the others those of `N2NSkip`. `batch` and `loss` are for pruners that look
-    at data. Raises `UsageError` for an argument that cannot be, `CannotOperate` for a job.
+    module, which needs an `example` input and stays as it is. The pruning options, from
+    `allocation` to `temperature`, are those of the pruner's pass, whose own default stands for
+    None; the others are those of `N2NSkip`. `batch`, (inputs, targets) or a list of several that
+    count as one, and `loss` are for pruners that look at data. Raises `UsageError` for an argument
+    that cannot be, `CannotOperate` for a job.
     """
-    if pruner not in PRUNERS:
-        raise UsageError(
-            f"there is no pruner {pruner!r}{did_you_mean(pruner, PRUNERS)}; "
-            f"there is {', '.join(PRUNERS)}"
-        )
-    steps: list[Pass] = [
-        PRUNERS[pruner](density=density, allocation=allocation, floor=floor, ends=ends)
-    ]
+    batches = batch if isinstance(batch, list) else [] if batch is None else [batch]
+    asked = {
+        "allocation": allocation, "norm": norm, "rounds": rounds, "revive": revive,
+        "temperature": temperature,
+    }  # fmt: skip
+    options = _options(pruner, {key: value for key, value in asked.items() if value is not None})
+    if batches and "batches" in _arguments(pruner):
+        options["batches"] = len(batches)
+    steps: list[Pass] = [PRUNERS[pruner](density=density, floor=floor, ends=ends, **options)]
     skips = N2NSkip(
         ratio=skip_ratio, hops=hops, placement=placement, wiring=wiring, kernel=kernel,
         pattern=pattern, branch_norm=branch_norm, init=init,
@@ -64,5 +87,22 @@ def transform(
     network = network_of(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
     )
-    probe = Probe(seed=seed, batches=() if batch is None else (batch,), loss=loss)
+    probe = Probe(seed=seed, batches=tuple(batches), loss=loss)
     return apply(steps, network, probe)  # nobody else holds this network
+
+
+def _options(pruner: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked of a pruner; raises `UsageError` where it, or an argument, does not exist."""
+    if pruner not in PRUNERS:
+        raise UsageError(
+            f"there is no pruner {pruner!r}{did_you_mean(pruner, PRUNERS)}; "
+            f"there is {', '.join(PRUNERS)}"
+        )
+    for key in asked.keys() - _arguments(pruner):
+        takers = [name for name in PRUNERS if key in _arguments(name)]
+        raise UsageError(f"pruner {pruner!r} takes no {key}; it is for {', '.join(takers)}")
+    return asked
+
+
+def _arguments(pruner: str) -> set[str]:
+    return {field.name for field in fields(PRUNERS[pruner])}

@@ -1,8 +1,8 @@
 """Pruning in rounds: score what is left, drop some of it, and score again."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,20 +22,6 @@ def exponential(size: int, total: int, rounds: int) -> tuple[int, ...]:
     return (*left, total)
 
 
-@dataclass
-class _Contest:
-    """The entries of one weight that may still be kept, by place, with the values they had.
-
-    `flat` is the weight as the workbench runs it, `keys` the final scores of all its entries.
-    """
-
-    ranked: Ranked
-    flat: Tensor
-    places: Tensor
-    values: Tensor
-    keys: Tensor
-
-
 def rank_in_rounds(
     bench: Workbench,
     ranked: Sequence[Ranked],
@@ -48,64 +34,108 @@ def rank_in_rounds(
 ) -> dict[str, Tensor]:
     """Scores that order weights by the round in which they were dropped, then by their last score.
 
-    In every round the weights are scored by `score(weight, gradient)`, the gradients being those
-    of the network as pruned so far, and the best `totals[round]` are kept as `allocation` says.
-    With `revive`, those dropped take part again, by the value that they had and the gradient at
-    zero; but where a layer computes further with a weight, they have none. The best `totals[-1]`
-    by the scores given are those that the last round keeps. Changes the workbench's weights.
+    In every round the weights are scored by `score(weight, gradient)`, which may overwrite the
+    gradient, that of the network as pruned so far; the best `totals[round]` are kept as
+    `allocation` says. With `revive`, those dropped take part again, by the value that they had and
+    the gradient at zero; but where a layer computes further with a weight, they have none. The
+    best `totals[-1]` by the scores given are those that the last round keeps. Changes the
+    workbench's weights.
     """
-    contests = [_contest(item, bench.weights[item.weight]) for item in ranked]
+    contest = _Contest(bench, ranked)
     for turn, total in enumerate(totals, 1):
-        found = gradients()
-        scores = [score(one.values, _entries(found, one)) for one in contests]
-        require_finite({one.ranked.weight: own for one, own in zip(contests, scores, strict=True)})
+        scores = score(contest.values, contest.entries(gradients()))
         if turn == 1:
-            require_some(scores)
-        kept = keep_best(ranked, scores, allocation, total)
-        for one, own, keep in zip(contests, scores, kept, strict=True):
-            _settle(one, own, keep.to(own.device), turn, len(totals), revive=revive)
-        bench.restrict(
-            {
-                one.ranked.weight: (one.flat != 0).reshape(one.ranked.weight_shape)
-                for one in contests
-                if one.ranked.weight in bench.computed
-            }
+            require_some([scores])
+        require_finite(contest.named(scores))
+        kept = keep_best(ranked, scores, contest.sizes, allocation, total).to(scores.device)
+        gone = _places(~kept)
+        contest.drop(gone, _keys(turn, scores[gone], len(totals)), revive=revive)
+        if turn == len(totals):
+            contest.finish(kept, _keys(turn + 1, scores[kept], turn))
+        elif not revive:
+            contest.go_on(kept)
+        bench.restrict(contest.masks(bench.computed))
+    return contest.final()
+
+
+class _Contest:
+    """The entries of all weights that may still be kept, one after the other.
+
+    `places` are where they are in `_flat`, which the workbench's weights are views of, `values`
+    what they were at first, and `sizes` how many each weight has of them.
+    """
+
+    def __init__(self, bench: Workbench, ranked: Sequence[Ranked]) -> None:
+        self._ranked = ranked
+        self._whole = [item.size for item in ranked]
+        weights = [bench.weights[item.weight] for item in ranked]
+        self._flat = torch.cat([weight.detach().reshape(-1) for weight in weights])
+        for weight, part in zip(weights, self._flat.split(self._whole), strict=True):
+            weight.data = part.view(weight.shape)
+        self.places = torch.arange(len(self._flat), device=self._flat.device)
+        self.values = self._flat.clone()
+        self.sizes = self._whole
+        self._found = torch.empty_like(self._flat)
+        self._keys = torch.empty_like(self._flat, dtype=torch.float64)
+
+    def entries(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The gradients by the entries, good until the next call."""
+        found, start = self._found[: len(self.places)], 0
+        parts = zip(
+            self._ranked, found.split(self.sizes), self.places.split(self.sizes), strict=True
         )
-    return {one.ranked.weight: one.keys.reshape(one.ranked.weight_shape) for one in contests}
+        for item, part, places in parts:
+            gradient = gradients[item.weight].detach().reshape(-1)
+            torch.index_select(gradient, 0, places - start, out=part)
+            start += item.size
+        return found
 
+    def named(self, scores: Tensor) -> dict[str, Tensor]:
+        """The scores of the entries by the names of their weights."""
+        names = (item.weight for item in self._ranked)
+        return dict(zip(names, scores.split(self.sizes), strict=True))
 
-def _contest(ranked: Ranked, weight: Tensor) -> _Contest:
-    weight.data = weight.data.contiguous()  # so that it has a flat view
-    flat = weight.data.view(-1)
-    return _Contest(
-        ranked=ranked,
-        flat=flat,
-        places=torch.arange(flat.numel(), device=flat.device),
-        values=flat.clone(),
-        keys=torch.empty_like(flat, dtype=torch.float64),
-    )
+    def drop(self, gone: Tensor, keys: Tensor, *, revive: bool) -> None:
+        """Set some entries to zero, and with `revive` all others to what they were."""
+        if revive:
+            self._flat.copy_(self.values)
+        places = self.places[gone]
+        self._flat[places] = 0
+        self._keys[places] = keys
 
+    def go_on(self, kept: Tensor) -> None:
+        """Let only those take part that are kept.
 
-def _entries(gradients: Mapping[str, Tensor], contest: _Contest) -> Tensor:
-    """The gradient of the entries that take part."""
-    gradient = gradients[contest.ranked.weight].detach().reshape(-1)
-    return gradient.index_select(0, contest.places)
+        They move up within the same memory, a weight at a time: fresh memory costs more than that.
+        """
+        left, start = [], 0
+        lots = (self.places.split(self.sizes), self.values.split(self.sizes))
+        for mask, places, values in zip(kept.split(self.sizes), *lots, strict=True):
+            chosen = _chosen(places, mask)
+            end = start + len(chosen)
+            self.places[start:end], self.values[start:end] = chosen, _chosen(values, mask)
+            left.append(end - start)
+            start = end
+        self.sizes, self.places, self.values = left, self.places[:start], self.values[:start]
 
+    def finish(self, kept: Tensor, keys: Tensor) -> None:
+        """Write down the keys of those that are left."""
+        self._keys[self.places[kept]] = keys
 
-def _settle(
-    contest: _Contest, scores: Tensor, kept: Tensor, turn: int, turns: int, *, revive: bool
-) -> None:
-    """Write down when entries were dropped, and let the others go on."""
-    dropped, left = _chosen(contest.places, ~kept), _chosen(contest.places, kept)
-    values = _chosen(contest.values, kept)
-    contest.keys[dropped] = _keys(turn, _chosen(scores, ~kept), turns)
-    contest.flat[dropped] = 0
-    if revive:
-        contest.flat[left] = values
-    if turn == turns:
-        contest.keys[left] = _keys(turn + 1, _chosen(scores, kept), turns)
-    elif not revive:
-        contest.places, contest.values = left, values
+    def masks(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Which entries of the weights with these names are not zero."""
+        return {
+            item.weight: (part != 0).reshape(item.weight_shape)
+            for item, part in zip(self._ranked, self._flat.split(self._whole), strict=True)
+            if item.weight in names
+        }
+
+    def final(self) -> dict[str, Tensor]:
+        """The keys of every weight's entries."""
+        return {
+            item.weight: part.reshape(item.weight_shape)
+            for item, part in zip(self._ranked, self._keys.split(self._whole), strict=True)
+        }
 
 
 def _chosen(entries: Tensor, mask: Tensor) -> Tensor:
@@ -113,6 +143,13 @@ def _chosen(entries: Tensor, mask: Tensor) -> Tensor:
     if entries.device.type != "cpu":
         return entries[mask]
     return torch.from_numpy(entries.numpy()[mask.numpy()])
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where the mask is True, likewise."""
+    if mask.device.type != "cpu":
+        return mask.nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def _keys(turn: int, scores: Tensor, turns: int) -> Tensor:

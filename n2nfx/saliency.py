@@ -71,15 +71,14 @@ class Workbench:
         for weight in self.weights.values():
             weight.requires_grad_()
         _open_gains(self.module)
-        _set_mode(self.module, norm)
+        set_mode(self.module, norm)
         self.computed = computed_weights(self.module) & self.weights.keys()
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """The module's output, to be differentiated."""
-        with _seeded(self._seed, inputs[0].device), torch.enable_grad():
+        with seeded(self._seed, inputs[0].device), torch.enable_grad():
             try:
-                # Not by a call of the graph module, which prints where its code fails.
-                return nn.Module.__call__(self.module, *inputs)
+                return call(self.module, inputs)
             except Exception as error:
                 shapes = ", ".join("x".join(map(str, one.shape)) for one in inputs)
                 raise CannotOperate(
@@ -201,7 +200,11 @@ def _open_gains(module: nn.Module) -> None:
                 gain.detach().fill_(1.0)
 
 
-def _set_mode(module: nn.Module, norm: Norm) -> None:
+def set_mode(module: nn.Module, norm: Norm) -> None:
+    """Evaluation, but with `norm="batch"` for the norms that have running statistics.
+
+    They use those of the batch then, and the graph for training is run, if there is one.
+    """
     module.eval()
     if norm == "running":
         return
@@ -211,8 +214,14 @@ def _set_mode(module: nn.Module, norm: Norm) -> None:
             part.training = True
 
 
+def call(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """A module's output; a graph module called as usual would print where its code fails."""
+    return nn.Module.__call__(module, *inputs)
+
+
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what draws from torch's generators draw the same, and leave them as they were."""
     own = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own):
         torch.default_generator.manual_seed(derive(seed, "scores") % 2**63)

@@ -42,6 +42,6 @@ class IterativeSNIP(DataPruning):
             self.sharing,
             exponential(sum(item.size for item in ranked), total, self.rounds),
             lambda: bench.mean_gradients(batches, loss),
-            lambda weight, gradient: (weight * gradient).abs(),
+            lambda weight, gradient: gradient.mul_(weight).abs_(),
             revive=self.revive,
         )

@@ -45,7 +45,7 @@ class SynFlow(ScoredPruning):
             self.sharing,
             exponential(sum(item.size for item in ranked), total, self.rounds),
             lambda: bench.gradients(_flow(bench, ones)),
-            torch.mul,
+            lambda weight, gradient: gradient.mul_(weight),
         )
 
 

@@ -88,16 +88,20 @@ def test_effective_weights_and_dead_channels_are_summed_and_told_for_every_layer
     sums = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
     assert sums["effective"][1:3] == [f"{found['effective']:,}", f"{N:,}"]
     assert sums["dead channels"][2:4] == [f"{found['dead_channels']:,}", f"{found['channels']:,}"]
-    assert "\nwarning: " not in shown
+    assert found["collapse"] is None
 
 
-def test_an_empty_layer_and_a_network_that_is_cut_get_a_warning() -> None:
-    shown = run(*MLP[:2], "--density", "0.00001", "--floor", "0")
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_empty_layer_and_a_network_that_is_cut_get_a_warning(form: list[str]) -> None:
+    shown = run(*MLP[:2], "--density", "0.00001", "--floor", "0", *form)
     assert shown.exit_code == 0
-    warnings = [line for line in shown.stdout.splitlines() if line.startswith("warning: ")]
+    warnings = [line for line in shown.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert "no path of kept weights leads from its input to its output" in warnings[0]
     assert warnings[1].endswith(": 4, 6")
+    if form:
+        collapse = json.loads(shown.stdout)["connectivity"]["collapse"]
+        assert warnings[0].endswith(f"it ends at {', '.join(collapse['layers'])}")
 
 
 def test_operations_that_are_not_followed_are_told(tmp_path: Path) -> None:

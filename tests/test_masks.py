@@ -456,24 +456,41 @@ def test_the_global_ranking_is_floors_first_then_the_best_of_the_rest(data: st.D
         for layer in layers
     ]
     total = data.draw(st.integers(0, sum(layer.size for layer in layers)))
-    ends = data.draw(st.sampled_from(["pruned", "dense"]))
-    allocation = Allocation("global", ends=ends)
+    allocation = data.draw(
+        st.sampled_from([Allocation("global"), Allocation("global", ends="dense")])
+    )
     expected = floors_first(scores, bounds(layers, total, allocation), total)
-    found = keep_best(layers, scores, allocation, total)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    sizes = [layer.size for layer in layers]
+    found = keep_best(layers, torch.cat(scores), sizes, allocation, total)
+    assert torch.equal(found, torch.cat(expected))
 
 
-def test_the_best_of_those_kept_before_are_the_best_of_all() -> None:
-    layers = layers_of([(4, 6), (6, 3)])
+def test_floors_are_paid_exactly_where_samples_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large enough for sampling, with few values, so that ties are everywhere, and with many."""
+    monkeypatch.setattr("n2nfx.masks._MANY", 100)
+    monkeypatch.setattr("n2nfx.masks._SAMPLE", 64)
+    layers = layers_of([(40, 50), (30, 20), (60, 70), (9, 9)])
+    sizes = [layer.size for layer in layers]
     generator = torch.Generator().manual_seed(0)
-    scores = [torch.randn(layer.size, generator=generator) for layer in layers]
-    for method in ("global", "uniform", "erk"):
-        allocation = Allocation(method)
-        more = keep_best(layers, scores, allocation, 30)
-        remaining = [own[kept] for own, kept in zip(scores, more, strict=True)]
-        fewer = keep_best(layers, remaining, allocation, 12)
-        for kept, of_kept, own in zip(
-            keep_best(layers, scores, allocation, 12), fewer, more, strict=True
-        ):
-            assert torch.equal(kept[own], of_kept)
-            assert not kept[~own].any()
+    for levels in (3, 50, 10**9):
+        scores = [
+            torch.randint(levels, (size,), generator=generator).double() * scale
+            for size, scale in zip(sizes, (1.0, 0.3, 2.0, 0.0), strict=True)
+        ]
+        for total in (1, 60, 200, 3000, sum(sizes)):
+            for allocation in (Allocation("global"), Allocation("global", ends="dense")):
+                expected = floors_first(scores, bounds(layers, total, allocation), total)
+                found = keep_best(layers, torch.cat(scores), sizes, allocation, total)
+                assert torch.equal(found, torch.cat(expected))
+
+
+@pytest.mark.parametrize("method", ["global", "uniform", "erk"])
+def test_the_best_of_those_kept_before_are_the_best_of_all(method: Method) -> None:
+    layers, allocation = layers_of([(4, 6), (6, 3)]), Allocation(method)
+    sizes = [layer.size for layer in layers]
+    scores = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0))
+    more = keep_best(layers, scores, sizes, allocation, 30)
+    left = [int(part.sum()) for part in more.split(sizes)]
+    fewer = keep_best(layers, scores, sizes, allocation, 12)
+    assert torch.equal(fewer[more], keep_best(layers, scores[more], left, allocation, 12))
+    assert not fewer[~more].any()

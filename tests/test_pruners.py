@@ -17,6 +17,7 @@ import n2nfx
 from n2nfx.budget import budget
 from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.masks import ScoreRanking, select
+from n2nfx.models import build
 from n2nfx.network import Network, Probe
 from n2nfx.passes import SNIP, Expander, GraSP, IterativeSNIP, Magnitude, RandomPruning, SynFlow
 from n2nfx.passes.expander import ExpanderRanking
@@ -621,3 +622,87 @@ def test_one_example_has_no_batch_statistics() -> None:
 def test_options_that_cannot_be_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         SNIP(density=0.5, **options)
+
+
+# Whatever the tracer gives
+
+
+class Auxiliary(nn.Module):
+    """Another graph in training: a second head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head, self.aux = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        pooled = torch.relu(self.norm(self.body(x))).mean((2, 3))
+        return (self.head(pooled), self.aux(pooled)) if self.training else self.head(pooled)
+
+
+@every_scored
+def test_a_head_that_only_training_runs_is_scored_by_a_loss_that_sees_it(pruner: Any) -> None:
+    def both(output: Any, targets: Tensor) -> Tensor:
+        heads = output if isinstance(output, tuple) else (output,)
+        return sum(functional.cross_entropy(one, targets) for one in heads)  # pyright: ignore
+
+    network = traced(seeded(Auxiliary), IMAGES)
+    probe = Probe(batches=PROBE.batches, loss=both)
+    pruned = pruner(network, probe)
+    assert pruned.nnz == budget(0.3, network.size)
+    if pruner.name in ("snip", "grasp"):
+        assert all(own.any() for own in pruned.scores.scores.values())
+
+
+class Standardized(nn.Conv2d):
+    """Its weight is standardized in what it convolves with."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = functional.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+        ).reshape_as(self.weight)
+        return functional.conv2d(input, weight, self.bias, padding=1)
+
+
+@every_scored
+def test_weights_that_are_standardized_stay_masked_from_round_to_round(pruner: Any) -> None:
+    module = seeded(
+        lambda: nn.Sequential(
+            *(Standardized(2, 6, 3), nn.ReLU(), Standardized(6, 6, 3), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+        )
+    )
+    network = traced(module, IMAGES)
+    with nothing_changes(network.module):
+        outcome = Pipeline([pruner])(network, PROBE)
+    assert outcome.network.nnz == budget(0.3, network.size)
+    scores = outcome.network.scores
+    assert isinstance(scores, ScoreRanking)
+    assert all(own.any() for own in scores.scores.values())
+
+
+class Opaque(nn.Module):
+    """A part that is kept whole: it looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.sum() > 0 else self.inner(2 * x)
+
+
+@every_scored
+def test_the_layers_of_a_part_that_is_kept_whole_are_scored(pruner: Any) -> None:
+    network = traced(seeded(lambda: nn.Sequential(Opaque(), nn.Tanh(), nn.Linear(4, 3))))
+    assert any("0 (Opaque) is kept as it is" in note for note in network.notes)
+    scores = pruner.score(network, Probe(batches=[batch()]))
+    assert scores["0.inner.weight"].any()
+
+
+def test_timm_resnets_are_scored_as_if_their_last_gains_were_one() -> None:
+    built = build("timm:resnet18", num_classes=3, input_shape=(3, 32, 32))
+    network = n2nfx.trace(built.module, built.example)
+    probe = Probe(batches=[batch(4, (3, 32, 32))])
+    assert all(own.any() for own in SNIP(density=0.1).score(network, probe).values())
+    assert not built.module.get_parameter("layer1.0.bn2.weight").any()

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 import n2nfx
 from n2nfx import models
+from n2nfx.budget import budget
 from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.network import Probe
-from n2nfx.operate import transform
+from n2nfx.operate import PRUNERS, transform
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning
 from n2nfx.pipeline import Pipeline
@@ -257,3 +258,65 @@ def test_a_batch_and_a_loss_are_handed_to_the_pruner(monkeypatch: pytest.MonkeyP
 def test_a_model_without_a_prunable_layer_is_told_so() -> None:
     with pytest.raises(CannotOperate, match="no prunable layer"):
         n2nfx.transform(nn.Sequential(nn.ReLU()), density=0.5, example=torch.zeros(1, 4))
+
+
+# Every pruner by its name
+
+DATA = (
+    torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.arange(8) % 5,
+)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_makes_room_for_skips_in_an_exact_budget(pruner: str) -> None:
+    outcome = transform(
+        small(), density=0.3, skip_ratio=0.4, pruner=pruner, example=EXAMPLE, batch=DATA
+    )
+    before, after = outcome.record
+    assert before.spec.startswith(f"{pruner}{{density=0.3 ")
+    assert before.nnz[1] == after.nnz[1] == outcome.counts.kept == budget(0.3, before.nnz[0])
+    assert outcome.counts.skip == round(0.4 * outcome.counts.kept)
+    pruned = transform(small(), density=0.3, pruner=pruner, example=EXAMPLE, batch=DATA).network
+    for layer in pruned.layers:
+        fewer = outcome.network.masks[layer.weight]
+        assert not (fewer & ~pruned.masks[layer.weight]).any()
+
+
+def test_a_scored_pruner_ranks_globally_unless_told_otherwise() -> None:
+    def spec(**options: Any) -> str:
+        return transform(small(), density=0.3, example=EXAMPLE, **options).record[0].spec
+
+    assert "allocation=global" in spec(pruner="magnitude")
+    assert "allocation=erk" in spec(pruner="magnitude", allocation="erk")
+    assert "allocation=uniform" in spec(pruner="random")
+
+
+def test_several_batches_are_all_looked_at() -> None:
+    outcome = transform(
+        small(), density=0.3, pruner="snip", example=EXAMPLE, batch=[DATA, DATA], norm="running"
+    )
+    assert "norm=running batches=2" in outcome.record[0].spec
+
+
+def test_options_reach_the_pruners_that_take_them_and_no_others() -> None:
+    def job(**options: Any) -> Outcome:
+        return transform(small(), density=0.3, example=EXAMPLE, batch=DATA, **options)
+
+    assert "rounds=3" in job(pruner="synflow", rounds=3).record[0].spec
+    assert (
+        "rounds=4 revive=True" in job(pruner="iterative-snip", rounds=4, revive=True).record[0].spec
+    )
+    assert "temperature=2.0" in job(pruner="grasp", temperature=2.0).record[0].spec
+    with pytest.raises(UsageError, match=r"'random' takes no rounds; .* iterative-snip, synflow"):
+        job(pruner="random", rounds=3)
+
+
+def test_a_saved_outcome_of_a_scored_pruner_is_loaded_without_its_data(tmp_path: Path) -> None:
+    model = small()
+    outcome = transform(
+        model, density=0.3, skip_ratio=0.3, pruner="snip", example=EXAMPLE, batch=DATA
+    )
+    outcome.save(tmp_path / "out")
+    loaded = n2nfx.load(tmp_path / "out", model)
+    assert same(dict(loaded.masks), dict(outcome.network.masks))

@@ -1,15 +1,16 @@
 """An outcome for a person, as tables, and for a program, as JSON data."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.table import Table
 
 from n2nfx.cli.tables import console, percent, say, table, times
-from n2nfx.connectivity import Effective, count_effective
+from n2nfx.connectivity import Collapse, Effective, count_effective, find_collapse
 from n2nfx.network import Network, Row
 from n2nfx.outcome import Outcome
 
@@ -21,6 +22,8 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
     plan = outcome.plan.model_dump(mode="json")
     network = outcome.network
     found = count_effective(network)
+    collapse = find_collapse(network, effective=found)
+    _warn(found, collapse)
     return {
         "model": network.origin.name,
         "notes": list(network.notes),
@@ -33,6 +36,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
             "channels": found.channels,
             "dead_channels": found.dead_channels,
             "connected": found.connected,
+            "collapse": None if collapse is None else asdict(collapse),
             "hubs": list(found.hubs),
         },
         "ledger": _ledger(network, found),
@@ -67,8 +71,7 @@ def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> N
         out.print(_skips(outcome))
     found = count_effective(network)
     out.print(_sums(outcome, asked, found))
-    for warning in _warnings(found):
-        say(out, f"warning: {warning}")
+    _warn(found, find_collapse(network, effective=found))
     if found.hubs:
         say(out, _unfollowed(found.hubs))
     reasons = Counter(refusal.reason for refusal in network.refused)
@@ -94,12 +97,12 @@ def _skips(outcome: Outcome) -> Table:
     return made
 
 
-def _warnings(found: Effective) -> Iterator[str]:
-    """What makes a network useless, or a layer."""
-    if not found.connected:
-        yield "the network is cut: no path of kept weights leads from its input to its output"
+def _warn(found: Effective, collapse: Collapse | None) -> None:
+    """Say on stderr what makes a network useless, or a layer."""
+    if collapse is not None:
+        click.echo(f"warning: {collapse}", err=True)
     if found.empty_layers:
-        yield f"without a single weight: {', '.join(found.empty_layers)}"
+        click.echo(f"warning: without a single weight: {', '.join(found.empty_layers)}", err=True)
 
 
 def _unfollowed(hubs: Sequence[str]) -> str:

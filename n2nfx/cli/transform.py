@@ -27,7 +27,13 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="Share of the kept weights that goes to skip branches.",
 )
-@click.option("--pruner", default="random", show_default=True, help="How weights are chosen.")
+@click.option(
+    "--pruner",
+    default="random",
+    show_default=True,
+    help="How weights are chosen: random, expander, magnitude, synflow; by data: snip, "
+    "iterative-snip, grasp.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything drawn.")
 @options.hops(default="3", help="Layers a branch bypasses.")
 @click.option(
@@ -71,10 +77,9 @@ SCHEMA = "n2nfx.transform/1"
 )
 @click.option(
     "--allocation",
-    type=click.Choice(["uniform", "er", "erk"]),
-    default="uniform",
-    show_default=True,
-    help="How the budget is shared over layers.",
+    type=click.Choice(["uniform", "global", "er", "erk"]),
+    help="How the budget is shared over layers; global, one ranking over all, where the pruner "
+    "scores weights, else uniform.",
 )
 @click.option(
     "--floor",
@@ -90,6 +95,18 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="The first and the last layer: pruned like all, or kept whole.",
 )
+@click.option(
+    "--norm",
+    type=click.Choice(["batch", "running"]),
+    help="The statistics of batch norms while scoring by data; batch.",
+)
+@click.option("--rounds", type=int, help="Of iterative-snip (60) and synflow (100).")
+@click.option(
+    "--revive/--no-revive",
+    default=None,
+    help="Whether iterative-snip lets weights come back between rounds (FORCE); no.",
+)
+@click.option("--temperature", type=float, help="Of grasp's logits; 200.")
 @options.num_classes
 @options.input_shape
 @click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")

@@ -1,17 +1,7 @@
-"""What pruning did to a network's paths: effective weights and dead channels."""
+"""What pruning did to a network's paths: effective weights, dead channels, collapse."""
 
-from n2nfx.connectivity.channels import channel_map
-from n2nfx.connectivity.effective import Effective, EffectiveRow, follow
-from n2nfx.network import Network
+from n2nfx.connectivity.collapse import Collapse, find_collapse
+from n2nfx.connectivity.counting import count_effective
+from n2nfx.connectivity.effective import Effective, EffectiveRow
 
-__all__ = ["Effective", "EffectiveRow", "count_effective"]
-
-
-def count_effective(network: Network) -> Effective:
-    """The kept weights of a network that lie on a path from an input to an output.
-
-    The masks are the network's own. Raises `CannotOperate` for a module that was not traced.
-    """
-    rows = [row for row in network.ledger() if row.size]
-    count = len(network.layers)
-    return follow(channel_map(network), rows[:count], rows[count:], network.size)
+__all__ = ["Collapse", "Effective", "EffectiveRow", "count_effective", "find_collapse"]

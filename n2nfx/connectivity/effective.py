@@ -5,7 +5,7 @@ leaves, is kept for nothing: *effective* density counts the others only (Vysogor
 Connectivity Matters, 2021).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,8 +50,9 @@ class Effective:
     of a layer is dead when no path of kept weights leads from an input through it to an output,
     whatever a skip or a residual adds behind it. The channels of skips are not counted: a branch
     adds connections, no neurons. `connected` says whether any path leads from an input to an
-    output at all. `hubs` are operations that are not followed channel by channel: with any,
-    effective counts are upper bounds and dead ones lower.
+    output at all; where none does, `cut` names the layers that paths lead to, and not through.
+    `hubs` are operations that are not followed channel by channel: with any, effective counts are
+    upper bounds and dead ones lower.
     """
 
     layers: tuple[EffectiveRow, ...]
@@ -59,6 +60,7 @@ class Effective:
     size: int
     connected: bool
     hubs: tuple[str, ...]
+    cut: tuple[str, ...] = ()
 
     @property
     def effective_nnz(self) -> int:
@@ -104,7 +106,22 @@ def follow(
         size=size,
         connected=connected,
         hubs=channels.hubs,
+        cut=() if connected else tuple(_ends(channels, reached, (*layers, *skips))),
     )
+
+
+def _ends(
+    channels: ChannelMap, reached: Sequence[np.ndarray], weights: Iterable[Counted]
+) -> Iterator[str]:
+    """The layers that are reached, and reach nothing."""
+    ends = {
+        link.relation.weight
+        for link in channels.links
+        if isinstance(link.relation, Weighted)
+        and reached[link.source].any()
+        and not reached[link.target].any()
+    }
+    return (counted.name for counted in weights if counted.weight in ends)
 
 
 def _reached(channels: ChannelMap) -> list[np.ndarray]:

@@ -1,0 +1,127 @@
+"""Whether pruning killed a network: no path of kept weights, or an output that does not move."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from n2nfx.bind import bind, unbind
+from n2nfx.connectivity.counting import count_effective
+from n2nfx.connectivity.effective import Effective
+from n2nfx.network import Network, blank_inputs
+from n2nfx.saliency import call, seeded, set_mode
+from n2nfx.seeds import derive
+from n2nfx.tracing.values import tensors
+
+_EXAMPLES = 2
+_STILL = torch.finfo(torch.float32).eps  # less than float32 can tell from no movement
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Why a network is dead, as a sentence, and the layers at which it ends."""
+
+    reason: str
+    layers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.reason}; it ends at {', '.join(self.layers)}" if self.layers else self.reason
+
+
+def find_collapse(
+    network: Network,
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    effective: Effective | None = None,
+) -> Collapse | None:
+    """Why a network is dead, or None where it is not.
+
+    It is where no path of kept weights leads from an input to an output, or where the output is
+    the same for all examples of `inputs` (at least two; drawn from a normal distribution, unless
+    given), in float64 and with batch statistics: running ones that are as before training let a
+    healthy sparse network move its output by next to nothing. A network that cannot run like that
+    is judged by its paths alone. `effective` is what `count_effective` gave, if it did already.
+    """
+    found = effective or count_effective(network)
+    if not found.connected:
+        return Collapse(
+            "the network is cut: no path of kept weights leads from its input to its output",
+            found.cut or found.empty_layers,
+        )
+    runs = _Runs(network)
+    if runs.output_moves(runs.drawn() if inputs is None else inputs):
+        return None
+    return Collapse("the network is dead: its output does not move with its input", runs.stops())
+
+
+class _Runs:
+    """A copy of a network in float64, its masks at work, that remembers what moves."""
+
+    def __init__(self, network: Network) -> None:
+        self._inputs = network.inputs
+        self._module = copy.deepcopy(network.module)
+        unbind(self._module)
+        bind(replace(network, module=self._module))
+        self._module.double()
+        set_mode(self._module, "batch")
+        self._device = next(self._module.parameters()).device
+        self._moving: dict[str, tuple[bool, bool]] = {}  # what each layer got, and gave
+        parts = dict(self._module.named_modules())
+        for layer in network.layers:
+            if layer.name in parts:
+                parts[layer.name].register_forward_hook(self._watch(layer.name))
+
+    def _watch(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, given: Any, output: Any) -> None:
+            self._moving.setdefault(name, (_moves(given), _moves(output)))
+
+        return hook
+
+    def drawn(self) -> tuple[Tensor, ...]:
+        """Two examples; whole numbers, which may stand for words, are 0 and 1."""
+        generator = torch.Generator().manual_seed(derive(0, "movement") % 2**63)
+        return tuple(
+            torch.randn(blank.shape, generator=generator)
+            if blank.is_floating_point()
+            else torch.randint(2, blank.shape, generator=generator).to(blank.dtype)
+            for blank in blank_inputs(self._inputs, _EXAMPLES)
+        )
+
+    def output_moves(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether any output does, as far as the network can run."""
+        given = [
+            one.to(self._device, torch.float64 if one.is_floating_point() else None)
+            for one in inputs
+        ]
+        try:
+            with seeded(0, self._device), torch.no_grad():
+                return _moves(call(self._module, given))
+        except Exception:  # an operation that float64 does not have: nothing is known
+            return True
+
+    def stops(self) -> tuple[str, ...]:
+        """The layers that got a movement and gave none, or else the last that gave one."""
+        stops = [name for name, (got, gave) in self._moving.items() if got and not gave]
+        last = [name for name, (_, gave) in self._moving.items() if gave]
+        return tuple(stops or last[-1:])
+
+
+def _moves(value: Any) -> bool:
+    """Whether any tensor differs between examples by more than float32 could hide."""
+    return any(_movement(one) > _STILL for one in _examples(value))
+
+
+def _examples(value: Any) -> Iterator[Tensor]:
+    """The tensors, a row for each example."""
+    for one in tensors(value):
+        if one.is_floating_point() and one.ndim and len(one):
+            yield one.detach().reshape(len(one), -1)
+
+
+def _movement(rows: Tensor) -> float:
+    """The largest difference to the first example, in parts of the largest value."""
+    largest = float(rows.abs().max()) if rows.numel() else 0.0
+    return float((rows - rows[:1]).abs().max()) / largest if largest else 0.0
