@@ -669,7 +669,8 @@ def test_the_loss_of_a_rewired_network_goes_down(method: Any, scope: Any) -> Non
     assert loss() < before / 2
     after = as_it_acts(network).masks
     assert after.nnz == network.masks.nnz
-    assert all(not torch.equal(mask, network.masks[name]) for name, mask in after.items())
+    moved = sum(int((mask & ~network.masks[name]).sum()) for name, mask in after.items())
+    assert moved > after.nnz / 10
 
 
 # Bad input.
