@@ -2,7 +2,13 @@
 
 The number of kept weights stays, to the last one. SET grows at random (Mocanu et al. 2018, Nature
 Communications 9:2383), RigL where the loss's gradient is largest (Evci et al. 2020, ICML). Skip
-branches are rewired as layers are.
+branches are rewired as layers are. In a training loop:
+
+    rewiring = Rewiring(network, optimizer, until=3 * steps // 4)
+    for inputs, targets in batches:
+        ...
+        optimizer.step()
+        rewiring.step(lambda: loss(network.module(inputs), targets))
 """
 
 import math
