@@ -34,7 +34,7 @@ every_kind = pytest.mark.parametrize(
 
 
 class Net(nn.Module):
-    """Convolutions, norms, dropout, and a weight that a function uses."""
+    """Convolutions, norms, and a weight that a function uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -490,7 +490,9 @@ def test_weights_that_a_layer_computes_are_rewired_where_they_are_read_and_where
     after = as_it_acts(network)
     assert after.nnz == network.nnz
     module.eval()
-    output = module(x)
+    output, baked = module(x), n2nfx.bake(network)
+    assert torch.equal(baked.module(x), output)
+    assert same(dict(as_it_acts(baked).masks), dict(after.masks))
     for weight, mask in after.masks.items():
         for buffer in masks_at_work(module)[id(module.get_parameter(weight))]:
             assert torch.equal(buffer, mask)
@@ -616,11 +618,11 @@ def _trained(
     for step in range(6):
         images, labels = (part[share] for part in batch(step))
 
-        def loss(net: nn.Module = module, x: Tensor = images, y: Tensor = labels) -> Tensor:
-            return functional.cross_entropy(net(x.double()), y)
+        def loss(x: Tensor = images, y: Tensor = labels) -> Tensor:
+            return functional.cross_entropy(wrapped(x.double()), y)
 
         optimizer.zero_grad()
-        loss(wrapped).backward()
+        loss().backward()
         optimizer.step()
         rewiring.step(loss)
     assert not same(dict(as_it_acts(network).masks), dict(network.masks))
@@ -669,7 +671,8 @@ def test_the_loss_of_a_rewired_network_goes_down(method: Any, scope: Any) -> Non
     assert loss() < before / 2
     after = as_it_acts(network).masks
     assert after.nnz == network.masks.nnz
-    assert all(not torch.equal(mask, network.masks[name]) for name, mask in after.items())
+    moved = sum(int((mask & ~network.masks[name]).sum()) for name, mask in after.items())
+    assert moved > after.nnz / 10
 
 
 # Bad input.

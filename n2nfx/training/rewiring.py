@@ -2,7 +2,13 @@
 
 The number of kept weights stays, to the last one. SET grows at random (Mocanu et al. 2018, Nature
 Communications 9:2383), RigL where the loss's gradient is largest (Evci et al. 2020, ICML). Skip
-branches are rewired as layers are.
+branches are rewired as layers are. In a training loop:
+
+    rewiring = Rewiring(network, optimizer, until=3 * steps // 4)
+    for inputs, targets in batches:
+        ...
+        optimizer.step()
+        rewiring.step(lambda: loss(network.module(inputs), targets))
 """
 
 import math
@@ -12,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
@@ -155,10 +162,10 @@ class Rewiring:
         else:
             assert closure is not None
             appeals = _gradients(self._network.module, weights, closure)
-        for weight, appeal in zip(weights, appeals, strict=True):
+        found = list(zip(weights, appeals, strict=True))
+        for weight, appeal in found:
             _require_finite(step, weight.name, "weights", weight.strength)
             _require_finite(step, weight.name, "gradients", appeal)
-        found = list(zip(weights, appeals, strict=True))
         pools = [found] if self.rules.scope == "global" else [[one] for one in found]
         # All is chosen before anything is changed.
         chosen = [_exchanged(pool, self.rules.share(step)) for pool in pools]
@@ -180,9 +187,9 @@ class _Weight:
 
     @cached_property
     def strength(self) -> Tensor:
-        """The magnitude of what is kept; of what is not, -1."""
-        magnitude = self.parameter.detach().abs().reshape(-1).cpu()
-        return torch.where(self.kept, magnitude, -1.0)
+        """The magnitude of each kept weight, in the order of their indices."""
+        kept = self.parameter.detach()[self.masks[0]].abs().cpu()
+        return kept.to(torch.promote_types(kept.dtype, torch.float32))
 
 
 def _require_finite(step: int, name: str, what: str, values: Tensor) -> None:
@@ -198,8 +205,8 @@ def _require_finite(step: int, name: str, what: str, values: Tensor) -> None:
 
 def _random(weight: _Weight, seed: int, step: int) -> Tensor:
     """A number above 0 for every weight, the same on every rank and machine."""
-    drawn = generator(seed, "rewiring", str(step), weight.name).random(weight.parameter.numel())
-    return torch.from_numpy(1 - drawn)
+    draw = generator(seed, "rewiring", str(step), weight.name)
+    return 1 - torch.from_numpy(draw.random(weight.parameter.numel(), dtype=np.float32))
 
 
 def _gradients(module: nn.Module, weights: Sequence[_Weight], closure: Closure) -> list[Tensor]:
@@ -252,15 +259,26 @@ def _exchanged(pool: Sequence[tuple[_Weight, Tensor]], share: float) -> list[Ten
     if there is too little that has, less is exchanged.
     """
     kept = torch.cat([weight.kept for weight, _ in pool])
-    strength = torch.cat([weight.strength for weight, _ in pool])
     appeal = torch.cat([appeal for _, appeal in pool])
-    stays = torch.cat([top_k(weight.strength, 1) & weight.kept for weight, _ in pool])
-    loose = kept & ~stays
-    count = min(int(share * int(kept.sum())), int(loose.sum()), int(((appeal > 0) & ~kept).sum()))
-    stays[loose] = top_k(strength[loose], int(loose.sum()) - count)
-    free = ~stays
-    stays[free] = top_k(appeal[free], count)
-    return list(stays.split([weight.kept.numel() for weight, _ in pool]))
+    at = kept.nonzero().flatten()
+    loose = torch.cat([_but_the_strongest(weight.strength) for weight, _ in pool])
+    count = min(
+        int(share * len(at)),
+        int(loose.count_nonzero()),
+        int(appeal.count_nonzero() - appeal[at].count_nonzero()),
+    )
+    strength = torch.cat([weight.strength for weight, _ in pool])
+    stays = ~loose
+    stays[loose] = top_k(strength[loose], int(loose.count_nonzero()) - count)
+    appeal[at[stays]] = -1
+    mask = top_k(appeal, count)
+    mask[at[stays]] = True
+    return list(mask.split([weight.kept.numel() for weight, _ in pool]))
+
+
+def _but_the_strongest(strength: Tensor) -> Tensor:
+    """All True but the highest; among equals, the first of them."""
+    return ~top_k(strength, min(1, strength.numel()))
 
 
 def _change(weight: _Weight, mask: Tensor, optimizer: Optimizer) -> int:
