@@ -6,9 +6,9 @@
     python tools/search_defaults.py --report search.jsonl           the tables
 
 VGG19 at quarter width, 9,600 images of Fashion-MNIST, 3 epochs of SGD with one cycle of the
-learning rate, batches of 128, forwards in bfloat16. Stage 1 judges by 5,000 training images that were held out, stage 2
-by the 10,000 test images. Every run has exactly the same number of weights at the same density. A
-search goes on where it was stopped.
+learning rate, batches of 128, forwards in bfloat16. Stage 1 judges by 5,000 training images that
+were held out, stage 2 by the 10,000 test images. Every run has exactly the same number of weights
+at the same density. A search goes on where it was stopped.
 """
 
 import argparse
@@ -230,7 +230,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 def _mean(cell: tuple[Any, Mapping[float, Sequence[float]]]) -> float:
     """Over densities, of the mean over seeds."""
-    return statistics.mean(map(statistics.mean, cell[1].values()))
+    return statistics.mean(statistics.mean(values) for values in cell[1].values())
 
 
 def _cell(values: Sequence[float]) -> str:
