@@ -5,8 +5,9 @@ are left as they were.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -215,8 +216,12 @@ def set_mode(module: nn.Module, norm: Norm) -> None:
 
 
 def call(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """A module's output; a graph module called as usual would print where its code fails."""
-    return nn.Module.__call__(module, *inputs)
+    """A module's output; a graph module called as usual would print where its code fails.
+
+    What its forward prints goes to stderr.
+    """
+    with redirect_stdout(sys.stderr):
+        return nn.Module.__call__(module, *inputs)
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """Fixed masks beside SET and RigL, layer by layer and all together, on Fashion-MNIST.
 
-    python tools/compare_rewiring.py [--data FOLDER] [--density 0.01] [--seeds 2] [--epochs 3]
+    python tools/compare_rewiring.py [--data-root FOLDER] [--density 0.01] [--seeds 2] [--epochs 3]
 
 VGG19 at quarter width, half of the kept weights in skips, ends dense; SGD with one cycle of the
-learning rate, rewired every 25 steps through three quarters of the training. FOLDER has the four
-`*-ubyte.gz` files; Debian's package dataset-fashion-mnist puts them where they are looked for.
+learning rate, rewired every 25 steps through three quarters of the training. The images are
+those of `n2nfx data fetch fashion-mnist`, or of Debian's package.
 """
 
 import argparse
-import gzip
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +22,10 @@ from torch.nn import functional
 
 import n2nfx
 from n2nfx.bind import as_it_acts
-from n2nfx.doctor.data import DEBIAN
 from n2nfx.network import Network
+from n2nfx.training.data import load
 from n2nfx.training.rewiring import Rewiring
+from n2nfx.zoo import vgg19_cifar
 
 BATCH = 128
 CONTESTANTS: dict[str, dict[str, Any] | None] = {
@@ -47,33 +47,11 @@ class Run(NamedTuple):
     seconds: float
 
 
-def images_of(folder: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first images, 32x32 and normalized, and their classes."""
-    pixels = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    images = torch.frombuffer(bytearray(pixels[16:]), dtype=torch.uint8).reshape(-1, 1, 28, 28)
-    images = functional.pad((images[:count].float() / 255 - 0.286) / 0.353, (2, 2, 2, 2))
-    return images, torch.frombuffer(bytearray(labels[8:]), dtype=torch.uint8)[:count].long()
-
-
-def vgg19() -> nn.Sequential:
-    """At quarter width, for one channel and ten classes."""
-    layers: list[nn.Module] = []
-    into = 1
-    for out, repeats in ((16, 2), (32, 2), (64, 4), (128, 4), (128, 4)):
-        for _ in range(repeats):
-            layers += [nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)]
-            layers += [nn.ReLU()]
-            into = out
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(into, 10))
-
-
 def pruned(density: float, seed: int) -> Network:
     torch.manual_seed(seed)
     return n2nfx.transform(
-        vgg19(), density=density, skip_ratio=0.5, ends="dense", seed=seed,
-        example=torch.zeros(1, 1, 32, 32),
+        vgg19_cifar(in_channels=1, width=0.25), example=torch.zeros(1, 1, 32, 32),
+        density=density, skip_ratio=0.5, ends="dense", seed=seed,
     ).network  # fmt: skip
 
 
@@ -132,15 +110,15 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=DEBIAN)
+    parser.add_argument("--data-root", type=Path)
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--images", type=int, default=9600)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = images_of(args.data, "train", args.images)
-    test = images_of(args.data, "t10k", 2000)
+    fashion = load("fashion-mnist", args.data_root).fitted((1, 32, 32), None)
+    data, test = fashion.first(args.images), next(fashion.testing(2000))
 
     table = Table("masks", "accuracy", "of them", "grown", "kept", "in skips", "CPU s")
     for name, rules in track(CONTESTANTS.items(), console=Console(stderr=True)):

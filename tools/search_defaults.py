@@ -217,9 +217,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
             found.append(row["accuracy"])
         densities = sorted({d for by in cells.values() for d in by}, reverse=True)
         head = f"| passes ({judge}) | " + " | ".join(f"{d:.1%}" for d in densities) + " |"
-        ranked = sorted(
-            cells.items(), key=lambda item: -statistics.mean(map(_mean, item[1].values()))
-        )
+        ranked = sorted(cells.items(), key=_mean, reverse=True)
         lines = [
             f"| {_told(passes)} | " + " | ".join(_cell(by.get(d, [])) for d in densities) + " |"
             for passes, by in ranked
