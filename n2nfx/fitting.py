@@ -1,8 +1,9 @@
 """The branch whose shapes meet exactly, from one layout to another: integers only.
 
 A branch that keeps the places and ends in a linear layer is linear, in the target's own layout.
-Every other works on maps with their channels first: it is strided where the sizes divide, else the
-source is averaged to the target's size. What is left to do before and after are moves.
+Every other works on maps with their channels first: it is strided where the sizes divide, else (or
+always, if that is asked for) the source is averaged to the target's size. What is left to do before
+and after are moves.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from n2nfx.layouts import Grid, Grids, Layout, Misfit, Places, size_of
 from n2nfx.network import Move
 
 Kernel = int | Literal["target"]
+Resolution = Literal["stride", "pool"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ class _Meeting:
 
 
 def fit(
-    reads: Layout, writes: Layout, grids: Grids, own: tuple[int, ...] | None, kernel: Kernel
+    reads: Layout,
+    writes: Layout,
+    grids: Grids,
+    own: tuple[int, ...] | None,
+    kernel: Kernel,
+    resolution: Resolution = "stride",
 ) -> Fit | Misfit:
     """The branch from a layout to another; `own` is the target's kernel, None if it is linear."""
     unfit = _unfit_folds(reads, writes)
@@ -60,7 +67,7 @@ def fit(
         return _linear(reads, writes, meeting)
     if len(met) > 3:
         return Misfit(f"{size_of(met)} places are too many dimensions for a convolution")
-    return _convolution(reads, writes, meeting, own or (), kernel)
+    return _convolution(reads, writes, meeting, own or (), kernel, resolution)
 
 
 def _unfit_folds(reads: Layout, writes: Layout) -> Misfit | None:
@@ -164,7 +171,12 @@ def _reshaped(reads: Layout, writes: Layout, rank: int, first: int) -> tuple[Mov
 
 
 def _convolution(
-    reads: Layout, writes: Layout, meeting: _Meeting, own: tuple[int, ...], kernel: Kernel
+    reads: Layout,
+    writes: Layout,
+    meeting: _Meeting,
+    own: tuple[int, ...],
+    kernel: Kernel,
+    resolution: Resolution,
 ) -> Fit:
     """Channels first; onto tokens and onto one place the average rather than every nth place."""
     seen, met = meeting.source.places, meeting.target.places
@@ -173,7 +185,8 @@ def _convolution(
     divides = all(read % write == 0 for read, write in zip(seen, met, strict=True))
     onto_tokens = writes.last and len(writes.places) == 1
     onto_one = prod(met) == 1 and (reads.last or writes.last)
-    strided = divides and not (seen != met and (onto_tokens or onto_one))
+    may_stride = divides and resolution == "stride" and not (onto_tokens or onto_one)
+    strided = seen == met or may_stride
     places = seen if strided else met
     stride = tuple(read // write for read, write in zip(places, met, strict=True))
     sized = [_fit_kernel(*sizes) for sizes in zip(wanted, stride, places, met, strict=True)]

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from n2nfx.errors import UsageError, did_you_mean
-from n2nfx.fitting import Kernel, fit
+from n2nfx.fitting import Kernel, Resolution, fit
 from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.layouts import Layout, Misfit
 from n2nfx.network import Network, Refusal, Skip
@@ -36,13 +36,15 @@ class Options:
     resolution. wiring: where a branch enters: `paper` (Eq. 2: before the target's nonlinearity,
     through that nonlinearity itself), `linear` (the same without it), `joint` (before the target's
     norm, without it). kernel: the branch's spatial size, an odd number, or `target` for the
-    target's own.
+    target's own. resolution: how a branch meets a smaller target: by its `stride` where the sizes
+    divide, and else as by `pool`, which averages the source to the target's size before.
     """
 
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
     wiring: Wiring = "paper"
     kernel: Kernel = "target"
+    resolution: Resolution = "stride"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.hops, tuple) and all(type(hop) is int for hop in self.hops)
@@ -52,6 +54,7 @@ class Options:
             )
         _check("placement", self.placement, get_args(Placement))
         _check("wiring", self.wiring, get_args(Wiring))
+        _check("resolution", self.resolution, get_args(Resolution))
         odd = type(self.kernel) is int and self.kernel > 0 and self.kernel % 2 == 1
         if self.kernel != "target" and not odd:
             raise UsageError(f"kernel must be 'target' or an odd whole number, not {self.kernel!r}")
@@ -204,7 +207,8 @@ class _Search:
         """The branch whose shapes meet exactly, its name and hop still to come."""
         assert target.layer is not None
         own = target.layer.weight_shape[2:] if target.layer.kind == "conv" else None
-        found = fit(reads, writes, self._grids, own, self._options.kernel)
+        options = self._options
+        found = fit(reads, writes, self._grids, own, options.kernel, options.resolution)
         if isinstance(found, Misfit):
             return found
         inner = self._options.wiring == "paper" and target.nonlinearity is not None

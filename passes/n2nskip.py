@@ -12,7 +12,7 @@ from torch import Tensor
 from n2nfx.budget import Allocation, apportion, split
 from n2nfx.doctor.machine import bytes_of_memory
 from n2nfx.errors import CannotOperate, UsageError
-from n2nfx.fitting import Kernel
+from n2nfx.fitting import Kernel, Resolution
 from n2nfx.masks import Masks, RandomRanking, permuted_prefix, select
 from n2nfx.network import Network, Probe, Skip
 from n2nfx.seeds import derive, generator
@@ -29,8 +29,8 @@ class N2NSkip:
 
     The sequential weights are chosen again by the same ranking and allocation, only fewer. The
     branches lie on every legal pair of layers `hops` apart, or as far as the next layer whose
-    shape can be met (`wiring`, `placement` and `kernel`: see `n2nfx.wiring.Options`), each equally
-    dense, on neurons drawn at random by (seed, branch).
+    shape can be met (`placement`, `wiring`, `kernel` and `resolution`: see
+    `n2nfx.wiring.Options`), each equally dense, on neurons drawn at random by (seed, branch).
     `pattern="identity"` joins channel c to channel c first, with weight 1, as far as the branch's
     share lasts. `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the
     network's function as it is. `branch_norm="batch"` puts a batch norm behind every branch.
@@ -44,12 +44,13 @@ class N2NSkip:
     placement: Placement = "every"
     wiring: Wiring = "paper"
     kernel: Kernel = "target"
+    resolution: Resolution = "stride"
     pattern: Literal["random", "identity"] = "random"
     branch_norm: Literal["none", "batch"] = "none"
     init: Literal["kaiming", "zero"] = "kaiming"
 
     def __post_init__(self) -> None:
-        Options(self.hops, self.placement, self.wiring, self.kernel)
+        self._options()
         split(1, self.ratio)
         for field, known in (
             ("pattern", ("random", "identity")),
@@ -77,7 +78,7 @@ class N2NSkip:
         share = split(network.nnz, self.ratio)
         if share.skip == 0:
             return network
-        options = Options(self.hops, self.placement, self.wiring, self.kernel)
+        options = self._options()
         prepare(network)
         branches = find_branches(network, options)
         _require_room(network, branches, options, share.skip)
@@ -98,6 +99,9 @@ class N2NSkip:
             allocation=allocation,
             refused=branches.refused,
         )
+
+    def _options(self) -> Options:
+        return Options(self.hops, self.placement, self.wiring, self.kernel, self.resolution)
 
     def _decide(self, branches: Sequence[Skip], total: int) -> tuple[Skip, ...]:
         """Share the weights over the branches by their capacity; an empty branch is none."""
