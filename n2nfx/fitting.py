@@ -15,6 +15,7 @@ from n2nfx.network import Move
 
 Kernel = int | Literal["target"]
 Resolution = Literal["stride", "pool"]
+Matching = Resolution | Literal["shrink"]  # the last: the branch's output is max-pooled
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Fit:
     pool: Places | None = None
     before: tuple[Move, ...] = ()
     after: tuple[Move, ...] = ()
+    shrink: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ def fit(
     grids: Grids,
     own: tuple[int, ...] | None,
     kernel: Kernel,
-    resolution: Resolution = "stride",
+    resolution: Matching = "stride",
 ) -> Fit | Misfit:
     """The branch from a layout to another; `own` is the target's kernel, None if it is linear."""
     unfit = _unfit_folds(reads, writes)
     if unfit is not None:
         return unfit
+    if resolution == "shrink" and reads.places != writes.places:
+        return _shrinking(reads, writes, own or (), kernel)
     if not writes.places:
         return _onto_vector(reads, writes)
     if not reads.places:
@@ -176,7 +180,7 @@ def _convolution(
     meeting: _Meeting,
     own: tuple[int, ...],
     kernel: Kernel,
-    resolution: Resolution,
+    resolution: Matching,
 ) -> Fit:
     """Channels first; onto tokens and onto one place the average rather than every nth place."""
     seen, met = meeting.source.places, meeting.target.places
@@ -200,6 +204,25 @@ def _convolution(
         pool=None if strided else met,
         before=_to_map(reads, meeting.source),
         after=_from_map(writes, meeting.target),
+    )
+
+
+def _shrinking(reads: Layout, writes: Layout, own: tuple[int, ...], kernel: Kernel) -> Fit | Misfit:
+    """A convolution of the source's own size, whose output is max-pooled to the target's."""
+    seen, met = reads.places, writes.places
+    maps = not (reads.last or writes.last) and len(seen) == len(met) <= 3
+    if not maps or any(read % write for read, write in zip(seen, met, strict=True)):
+        return Misfit(f"max-pooling does not bring a {reads} to a {writes}")
+    wanted = own if kernel == "target" else (kernel,) * len(met)
+    sized = [_fit_kernel(size, 1, read, read) for size, read in zip(wanted, seen, strict=True)]
+    return Fit(
+        kind="conv",
+        weight_shape=(writes.channels, reads.channels, *(size for size, _ in sized)),
+        places=met,
+        fold=reads.fold.size,
+        stride=(1,) * len(met),
+        padding=tuple(padding for _, padding in sized),
+        shrink=tuple(read // write for read, write in zip(seen, met, strict=True)),
     )
 
 

@@ -7,10 +7,10 @@ by asking the same ranking for fewer.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,9 +84,15 @@ class RandomRanking:
 
 @dataclass(frozen=True, eq=False)
 class ScoreRanking:
-    """An order by score: one real number for every weight, higher is kept first."""
+    """An order by score: one real number for every weight, higher is kept first.
+
+    `saliency` is the criterion itself, where there is one: called with any network and a probe, it
+    scores every prunable weight of that network, those of skip branches included, so that one
+    ranking can be made over them all.
+    """
 
     scores: Mapping[str, Tensor]
+    saliency: Callable[[Any, Any], Mapping[str, Tensor]] | None = None
 
     def best(self, layer: Ranked, count: int) -> Tensor:
         return top_k(self.scores[layer.weight].reshape(-1), count)

@@ -44,7 +44,7 @@ hops = partial(click.option, "--hops", type=Numbers(), show_default=True)
 wiring = partial(
     click.option,
     "--wiring",
-    type=click.Choice(["paper", "linear", "joint"]),
+    type=click.Choice(["paper", "linear", "joint", "released-vgg"]),
     default="paper",
     show_default=True,
 )
