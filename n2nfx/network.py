@@ -123,6 +123,11 @@ class Skip:
         """Channels on the wider side."""
         return max(self.weight_shape[:2])
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the kept weights by kaiming, on the branch's real fan-in."""
+        return (2.0 / max(self.nnz / self.weight_shape[0], 1.0)) ** 0.5
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -269,6 +274,11 @@ class Network:
     def density(self) -> float:
         """Kept weights over N; 1 where there are none to keep."""
         return self.nnz / self.size if self.size else 1.0
+
+    @property
+    def dropped_before(self) -> bool:
+        """Whether an earlier pipeline dropped weights, which are zero since."""
+        return any(after < before for before, after in (step.nnz for step in self.history))
 
     @property
     def flops(self) -> int:

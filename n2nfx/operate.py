@@ -1,27 +1,35 @@
 """The main job in one call: build, trace, prune, splice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.fitting import Resolution
 from n2nfx.network import Probe
 from n2nfx.outcome import Outcome
-from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.passes import N2NSkip, RandomPruning, Reinit, Shuffle
 from n2nfx.pipeline import Pass, apply
 from n2nfx.source import network_of
 from n2nfx.tracing.tracer import Example
 from n2nfx.wiring import Placement, Wiring
 
 PRUNERS: dict[str, Callable[..., Pass]] = {"random": RandomPruning}
+# A control comes last, but for "sequential", where the skips are left out: the same budget without.
+CONTROLS: dict[str, tuple[Pass, ...]] = {
+    "none": (),
+    "shuffle": (Shuffle(),),
+    "reinit": (Reinit(),),
+    "sequential": (),
+}
 
 
 def transform(
     model: str | nn.Module,
     *,
     density: float,
-    skip_ratio: float = 0.0,
+    skip_ratio: float | Literal["learned"] = 0.0,
     pruner: str = "random",
     seed: int = 0,
     allocation: Literal["uniform", "er", "erk"] = "uniform",
@@ -31,9 +39,13 @@ def transform(
     placement: Placement = "every",
     wiring: Wiring = "paper",
     kernel: int | Literal["target"] = "target",
-    pattern: Literal["random", "identity"] = "random",
+    resolution: Resolution = "stride",
+    share: Literal["uniform", "global"] = "uniform",
+    pattern: Literal["random", "identity", "scored"] = "random",
+    degrees: Literal["uniform", "lognormal"] = "uniform",
     branch_norm: Literal["none", "batch"] = "none",
     init: Literal["kaiming", "zero"] = "kaiming",
+    control: Literal["none", "shuffle", "reinit", "sequential"] = "none",
     example: Example | None = None,
     batch: tuple[Tensor, Tensor] | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
@@ -45,24 +57,33 @@ def transform(
     `model` is a name ("resnet50", "timm:resnet50", "n2nfx:vgg19_cifar", "file.py:function") or a
     module, which needs an `example` input and stays as it is. The pruning options are those of
     the pruner's pass, the others those of `N2NSkip`. `batch` and `loss` are for pruners that look
-    at data. Raises `UsageError` for an argument that cannot be, `CannotOperate` for a job.
+    at data. `control` makes of it what it is to be compared with, at the same budget: the masks
+    `shuffle`d within layers, the weights drawn anew (`reinit`), or the share of the skips spent on
+    layers (`sequential`). Raises `UsageError` for an argument that cannot be, `CannotOperate` for
+    a job.
     """
-    if pruner not in PRUNERS:
-        raise UsageError(
-            f"there is no pruner {pruner!r}{did_you_mean(pruner, PRUNERS)}; "
-            f"there is {', '.join(PRUNERS)}"
-        )
+    _require_known("pruner", pruner, PRUNERS)
+    _require_known("control", control, CONTROLS)
     steps: list[Pass] = [
         PRUNERS[pruner](density=density, allocation=allocation, floor=floor, ends=ends)
     ]
     skips = N2NSkip(
         ratio=skip_ratio, hops=hops, placement=placement, wiring=wiring, kernel=kernel,
-        pattern=pattern, branch_norm=branch_norm, init=init,
+        resolution=resolution, share=share, pattern=pattern, degrees=degrees,
+        branch_norm=branch_norm, init=init,
     )  # fmt: skip
-    if skip_ratio > 0:
+    if skip_ratio != 0 and control != "sequential":
         steps.append(skips)
+    steps += CONTROLS[control]
     network = network_of(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
     )
     probe = Probe(seed=seed, batches=() if batch is None else (batch,), loss=loss)
     return apply(steps, network, probe)  # nobody else holds this network
+
+
+def _require_known(what: str, name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        raise UsageError(
+            f"there is no {what} {name!r}{did_you_mean(name, known)}; there is {', '.join(known)}"
+        )

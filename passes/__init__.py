@@ -5,7 +5,9 @@ if __name__ != "n2nfx.passes":
 
 from n2nfx.passes.n2nskip import N2NSkip
 from n2nfx.passes.random_pruning import RandomPruning
+from n2nfx.passes.reinit import Reinit
 from n2nfx.passes.resskip import ResSkip
+from n2nfx.passes.shuffle import Shuffle
 from n2nfx.passes.small_input_stem import SmallInputStem
 
-__all__ = ["N2NSkip", "RandomPruning", "ResSkip", "SmallInputStem"]
+__all__ = ["N2NSkip", "RandomPruning", "Reinit", "ResSkip", "Shuffle", "SmallInputStem"]

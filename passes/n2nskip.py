@@ -208,11 +208,10 @@ class N2NSkip:
         """
         if self.init == "zero":
             return torch.zeros(skip.nnz)
-        fan_in = max(skip.nnz / skip.weight_shape[0], 1.0)
         kept = np.flatnonzero(mask.numpy())
         normal = generator(seed, "init", skip.weight).standard_normal
         drawn = normal(skip.size)[kept] if self.pattern == "scored" else normal(skip.nnz)
-        values = drawn * (2.0 / fan_in) ** 0.5
+        values = drawn * skip.spread
         if self.pattern == "identity":
             values[np.isin(kept, diagonal(skip.weight_shape))] = 1.0
         return torch.from_numpy(values)
@@ -232,7 +231,7 @@ def _require_ready(network: Network) -> None:
 def _require_still_there(network: Network, masks: Mapping[str, Tensor]) -> None:
     """Raise `CannotOperate` where a weight would come back that an earlier pipeline set to zero."""
     revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
-    if revived and network.history:
+    if revived and network.dropped_before:
         raise CannotOperate(
             f"ranked together with the branches, other weights of {revived[0]} are kept than "
             "before, and what an earlier pipeline dropped is gone; prune and add skips in one "

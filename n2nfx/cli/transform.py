@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from n2nfx.cli import options
-from n2nfx.cli.options import NumberOr
+from n2nfx.cli.options import NumberOr, ShareOr
 
 SCHEMA = "n2nfx.transform/1"
 
@@ -19,7 +19,7 @@ SCHEMA = "n2nfx.transform/1"
 @click.option("--density", type=float, required=True, help="Share of the weights to keep: 0.02.")
 @click.option(
     "--skip-ratio",
-    type=float,
+    type=ShareOr("learned"),
     default=0.0,
     show_default=True,
     help="Share of the kept weights that goes to skip branches.",
@@ -35,8 +35,8 @@ SCHEMA = "n2nfx.transform/1"
     help="Which legal pairs of layers get a branch.",
 )
 @options.wiring(
-    help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, or before "
-    "the norm."
+    help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, before the "
+    "norm, or as in the authors' VGG."
 )
 @click.option(
     "--kernel",
@@ -46,11 +46,32 @@ SCHEMA = "n2nfx.transform/1"
     help="The branches' kernel size (odd).",
 )
 @click.option(
+    "--resolution",
+    type=click.Choice(["stride", "pool"]),
+    default="stride",
+    show_default=True,
+    help="How a branch meets a smaller map.",
+)
+@click.option(
+    "--share",
+    type=click.Choice(["uniform", "global"]),
+    default="uniform",
+    show_default=True,
+    help="What each branch gets: the same density, or by the pruner's scores.",
+)
+@click.option(
     "--pattern",
-    type=click.Choice(["random", "identity"]),
+    type=click.Choice(["random", "identity", "scored"]),
     default="random",
     show_default=True,
     help="Which neurons a branch joins.",
+)
+@click.option(
+    "--degrees",
+    type=click.Choice(["uniform", "lognormal"]),
+    default="uniform",
+    show_default=True,
+    help="How many branch weights a neuron has, where neurons are drawn.",
 )
 @click.option(
     "--branch-norm",
@@ -86,6 +107,13 @@ SCHEMA = "n2nfx.transform/1"
     default="pruned",
     show_default=True,
     help="The first and the last layer: pruned like all, or kept whole.",
+)
+@click.option(
+    "--control",
+    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
+    default="none",
+    show_default=True,
+    help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
 )
 @options.num_classes
 @options.input_shape
