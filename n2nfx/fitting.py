@@ -160,7 +160,9 @@ def _linear(reads: Layout, writes: Layout, meeting: _Meeting) -> Fit:
         else:
             before += (*_reshaped(reads, writes, rank, first=2), Move("movedim", (1, -1)))
         after = (*_with_prefix(writes, meeting.target), *_batch_first(writes))
-    places = writes.places if alike else meeting.target.places
+    grid = meeting.target.places
+    in_a_row = len(writes.places) < len(grid)
+    places = writes.places if alike else (prod(grid),) if in_a_row else grid
     weight_shape = (writes.channels, reads.channels)
     return Fit("linear", weight_shape, places, reads.fold.size, before=before, after=after)
 
