@@ -87,11 +87,9 @@ def test_shuffled_places_are_uniform_and_drawn_by_seed_alone() -> None:
     share = made().masks.counts["2.weight"] / 144
     assert abs(float(hits.mean()) / 60 - share) < 1e-6
     assert float(hits.std()) == pytest.approx((60 * share * (1 - share)) ** 0.5, rel=0.25)
-    again, other = made(Shuffle(), seed=1).masks, made(Shuffle(), seed=2).masks
-    assert all(
-        torch.equal(mask, again[name]) for name, mask in made(Shuffle(), seed=1).masks.items()
-    )
-    assert not torch.equal(again["2.weight"], other["2.weight"])
+    one, again, other = (made(Shuffle(), seed=seed).masks for seed in (1, 1, 2))
+    assert all(torch.equal(mask, again[name]) for name, mask in one.items())
+    assert not torch.equal(one["2.weight"], other["2.weight"])
 
 
 def test_there_must_be_masks_and_weights_outside_of_them_to_shuffle() -> None:
@@ -167,7 +165,7 @@ def test_the_sequential_control_is_plain_pruning_and_still_checks_what_is_asked_
 
 
 def test_an_unknown_control_is_told_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean 'shuffle'|did you mean shuffle"):
+    with pytest.raises(UsageError, match="did you mean shuffle"):
         n2nfx.transform(module(), density=0.3, control="shufle")  # type: ignore[arg-type]
 
 
@@ -178,7 +176,7 @@ def run(*arguments: str) -> str:
 
 
 def test_the_ledger_says_which_control_it_is() -> None:
-    assert "control" not in run("--skip-ratio", "0.5")
+    assert "control: " not in run("--skip-ratio", "0.5")
     assert "control: " in run("--skip-ratio", "0.5", "--control", "shuffle")
     sequential = run("--skip-ratio", "0.5", "--control", "sequential")
     assert "spent on the layers" in sequential
