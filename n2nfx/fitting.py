@@ -1,8 +1,9 @@
 """The branch whose shapes meet exactly, from one layout to another: integers only.
 
 A branch that keeps the places and ends in a linear layer is linear, in the target's own layout.
-Every other works on maps with their channels first: it is strided where the sizes divide, else the
-source is averaged to the target's size. What is left to do before and after are moves.
+Every other works on maps with their channels first: it is strided where the sizes divide, else (or
+always, if that is asked for) the source is averaged to the target's size. What is left to do before
+and after are moves.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from n2nfx.layouts import Grid, Grids, Layout, Misfit, Places, size_of
 from n2nfx.network import Move
 
 Kernel = int | Literal["target"]
+Resolution = Literal["stride", "pool"]
+Matching = Resolution | Literal["shrink"]  # the last: the branch's output is max-pooled
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Fit:
     pool: Places | None = None
     before: tuple[Move, ...] = ()
     after: tuple[Move, ...] = ()
+    shrink: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,19 @@ class _Meeting:
 
 
 def fit(
-    reads: Layout, writes: Layout, grids: Grids, own: tuple[int, ...] | None, kernel: Kernel
+    reads: Layout,
+    writes: Layout,
+    grids: Grids,
+    own: tuple[int, ...] | None,
+    kernel: Kernel,
+    resolution: Matching = "stride",
 ) -> Fit | Misfit:
     """The branch from a layout to another; `own` is the target's kernel, None if it is linear."""
     unfit = _unfit_folds(reads, writes)
     if unfit is not None:
         return unfit
+    if resolution == "shrink" and reads.places != writes.places:
+        return _shrinking(reads, writes, own or (), kernel)
     if not writes.places:
         return _onto_vector(reads, writes)
     if not reads.places:
@@ -60,7 +71,7 @@ def fit(
         return _linear(reads, writes, meeting)
     if len(met) > 3:
         return Misfit(f"{size_of(met)} places are too many dimensions for a convolution")
-    return _convolution(reads, writes, meeting, own or (), kernel)
+    return _convolution(reads, writes, meeting, own or (), kernel, resolution)
 
 
 def _unfit_folds(reads: Layout, writes: Layout) -> Misfit | None:
@@ -149,7 +160,9 @@ def _linear(reads: Layout, writes: Layout, meeting: _Meeting) -> Fit:
         else:
             before += (*_reshaped(reads, writes, rank, first=2), Move("movedim", (1, -1)))
         after = (*_with_prefix(writes, meeting.target), *_batch_first(writes))
-    places = writes.places if alike else meeting.target.places
+    grid = meeting.target.places
+    in_a_row = len(writes.places) < len(grid)
+    places = writes.places if alike else (prod(grid),) if in_a_row else grid
     weight_shape = (writes.channels, reads.channels)
     return Fit("linear", weight_shape, places, reads.fold.size, before=before, after=after)
 
@@ -164,7 +177,12 @@ def _reshaped(reads: Layout, writes: Layout, rank: int, first: int) -> tuple[Mov
 
 
 def _convolution(
-    reads: Layout, writes: Layout, meeting: _Meeting, own: tuple[int, ...], kernel: Kernel
+    reads: Layout,
+    writes: Layout,
+    meeting: _Meeting,
+    own: tuple[int, ...],
+    kernel: Kernel,
+    resolution: Matching,
 ) -> Fit:
     """Channels first; onto tokens and onto one place the average rather than every nth place."""
     seen, met = meeting.source.places, meeting.target.places
@@ -173,7 +191,8 @@ def _convolution(
     divides = all(read % write == 0 for read, write in zip(seen, met, strict=True))
     onto_tokens = writes.last and len(writes.places) == 1
     onto_one = prod(met) == 1 and (reads.last or writes.last)
-    strided = divides and not (seen != met and (onto_tokens or onto_one))
+    may_stride = divides and resolution == "stride" and not (onto_tokens or onto_one)
+    strided = seen == met or may_stride
     places = seen if strided else met
     stride = tuple(read // write for read, write in zip(places, met, strict=True))
     sized = [_fit_kernel(*sizes) for sizes in zip(wanted, stride, places, met, strict=True)]
@@ -187,6 +206,25 @@ def _convolution(
         pool=None if strided else met,
         before=_to_map(reads, meeting.source),
         after=_from_map(writes, meeting.target),
+    )
+
+
+def _shrinking(reads: Layout, writes: Layout, own: tuple[int, ...], kernel: Kernel) -> Fit | Misfit:
+    """A convolution of the source's own size, whose output is max-pooled to the target's."""
+    seen, met = reads.places, writes.places
+    maps = not (reads.last or writes.last) and len(seen) == len(met) <= 3
+    if not maps or any(read % write for read, write in zip(seen, met, strict=True)):
+        return Misfit(f"max-pooling does not bring a {reads} to a {writes}")
+    wanted = own if kernel == "target" else (kernel,) * len(met)
+    sized = [_fit_kernel(size, 1, read, read) for size, read in zip(wanted, seen, strict=True)]
+    return Fit(
+        kind="conv",
+        weight_shape=(writes.channels, reads.channels, *(size for size, _ in sized)),
+        places=met,
+        fold=reads.fold.size,
+        stride=(1,) * len(met),
+        padding=tuple(padding for _, padding in sized),
+        shrink=tuple(read // write for read, write in zip(seen, met, strict=True)),
     )
 
 

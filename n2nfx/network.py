@@ -16,6 +16,9 @@ from n2nfx.masks import Masks, Ranking
 
 INPUT = "input"  # the name of l = 0, the network's input, as the source of a skip
 
+# Where a branch is added to its target: before its norm, before its nonlinearity, or behind it.
+At = Literal["norm", "activation", "output"]
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -69,6 +72,8 @@ class Skip:
     The source is brought to the branch's layout by the moves `before`, averaged to the spatial
     size `pool` unless that is None, and the branch's output to the target's layout by the moves
     `after`. `inner` says whether the target's nonlinearity is applied to the branch too (Eq. 2).
+    What is added behind the nonlinearity (`at="output"`) went through the target's own norm before,
+    and is max-pooled last by the factors `shrink`, if there are any.
     A residual skip (`kind="identity"`, Eq. 1) adds the activation itself and has no weights.
     """
 
@@ -81,7 +86,7 @@ class Skip:
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     pool: tuple[int, ...] | None
-    at: Literal["norm", "activation"]
+    at: At
     inner: bool
     branch_norm: bool
     nnz: int
@@ -89,6 +94,7 @@ class Skip:
     fold: int = 1
     before: tuple[Move, ...] = ()
     after: tuple[Move, ...] = ()
+    shrink: tuple[int, ...] = ()
 
     @property
     def weight(self) -> str:
@@ -96,14 +102,31 @@ class Skip:
         return f"{self.name}.weight"
 
     @property
+    def computed(self) -> tuple[int, ...]:
+        """The spatial size at which the branch is computed: the target's unless it shrinks."""
+        if not self.shrink:
+            return self.places
+        return tuple(at * by for at, by in zip(self.places, self.shrink, strict=True))
+
+    @property
     def uses(self) -> int:
         """How often each weight is multiplied for one example."""
-        return self.fold * prod(self.places)
+        return self.fold * prod(self.computed)
 
     @property
     def size(self) -> int:
         """Number of weights that the branch could hold."""
         return prod(self.weight_shape) if self.kind != "identity" else 0
+
+    @property
+    def channels(self) -> int:
+        """Channels on the wider side."""
+        return max(self.weight_shape[:2])
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the kept weights by kaiming, on the branch's real fan-in."""
+        return (2.0 / max(self.nnz / self.weight_shape[0], 1.0)) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -251,6 +274,11 @@ class Network:
     def density(self) -> float:
         """Kept weights over N; 1 where there are none to keep."""
         return self.nnz / self.size if self.size else 1.0
+
+    @property
+    def dropped_before(self) -> bool:
+        """Whether an earlier pipeline dropped weights, which are zero since."""
+        return any(after < before for before, after in (step.nnz for step in self.history))
 
     @property
     def flops(self) -> int:

@@ -1,12 +1,13 @@
 """The main job in one call: build, trace, prune, splice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.fitting import Resolution
 from n2nfx.network import Probe
 from n2nfx.outcome import Outcome
 from n2nfx.passes import (
@@ -17,6 +18,8 @@ from n2nfx.passes import (
     Magnitude,
     N2NSkip,
     RandomPruning,
+    Reinit,
+    Shuffle,
     SynFlow,
 )
 from n2nfx.pipeline import Pass, apply
@@ -29,6 +32,13 @@ PRUNERS: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (RandomPruning, Expander, SNIP, IterativeSNIP, GraSP, SynFlow, Magnitude)
 }
+# A control comes last, but for "sequential", where the skips are left out: the same budget without.
+CONTROLS: dict[str, tuple[Pass, ...]] = {
+    "none": (),
+    "shuffle": (Shuffle(),),
+    "reinit": (Reinit(),),
+    "sequential": (),
+}
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
@@ -37,7 +47,7 @@ def transform(
     model: str | nn.Module,
     *,
     density: float,
-    skip_ratio: float = 0.0,
+    skip_ratio: float | Literal["learned"] = 0.0,
     pruner: str = "random",
     seed: int = 0,
     allocation: Literal["uniform", "global", "er", "erk"] | None = None,
@@ -51,9 +61,13 @@ def transform(
     placement: Placement = "every",
     wiring: Wiring = "paper",
     kernel: int | Literal["target"] = "target",
-    pattern: Literal["random", "identity"] = "random",
+    resolution: Resolution = "stride",
+    share: Literal["uniform", "global"] = "uniform",
+    pattern: Literal["random", "identity", "scored"] = "random",
+    degrees: Literal["uniform", "lognormal"] = "uniform",
     branch_norm: Literal["none", "batch"] = "none",
     init: Literal["kaiming", "zero"] = "kaiming",
+    control: Literal["none", "shuffle", "reinit", "sequential"] = "none",
     example: Example | None = None,
     batch: Batch | list[Batch] | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
@@ -66,9 +80,13 @@ def transform(
     module, which needs an `example` input and stays as it is. The pruning options, from
     `allocation` to `temperature`, are those of the pruner's pass, whose own default stands for
     None; the others are those of `N2NSkip`. `batch`, (inputs, targets) or a list of several that
-    count as one, and `loss` are for pruners that look at data. Raises `UsageError` for an argument
-    that cannot be, `CannotOperate` for a job.
+    count as one, and `loss` are for pruners that look at data. `control` makes of it what it is to
+    be compared with, at the same budget: the masks `shuffle`d within layers, the weights drawn anew
+    (`reinit`), or the share of the skips spent on layers (`sequential`). Raises `UsageError` for an
+    argument that cannot be, `CannotOperate` for a job.
     """
+    _require_known("pruner", pruner, PRUNERS)
+    _require_known("control", control, CONTROLS)
     batches = batch if isinstance(batch, list) else [] if batch is None else [batch]
     asked = {
         "allocation": allocation, "norm": norm, "rounds": rounds, "revive": revive,
@@ -80,10 +98,12 @@ def transform(
     steps: list[Pass] = [PRUNERS[pruner](density=density, floor=floor, ends=ends, **options)]
     skips = N2NSkip(
         ratio=skip_ratio, hops=hops, placement=placement, wiring=wiring, kernel=kernel,
-        pattern=pattern, branch_norm=branch_norm, init=init,
+        resolution=resolution, share=share, pattern=pattern, degrees=degrees,
+        branch_norm=branch_norm, init=init,
     )  # fmt: skip
-    if skip_ratio > 0:
+    if skip_ratio != 0 and control != "sequential":
         steps.append(skips)
+    steps += CONTROLS[control]
     network = network_of(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
     )
@@ -92,12 +112,7 @@ def transform(
 
 
 def _options(pruner: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """What was asked of a pruner; raises `UsageError` where it, or an argument, does not exist."""
-    if pruner not in PRUNERS:
-        raise UsageError(
-            f"there is no pruner {pruner!r}{did_you_mean(pruner, PRUNERS)}; "
-            f"there is {', '.join(PRUNERS)}"
-        )
+    """What was asked of a pruner; raises `UsageError` where it has no such argument."""
     for key in asked.keys() - _arguments(pruner):
         takers = [name for name in PRUNERS if key in _arguments(name)]
         raise UsageError(f"pruner {pruner!r} takes no {key}; it is for {', '.join(takers)}")
@@ -106,3 +121,10 @@ def _options(pruner: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _arguments(pruner: str) -> set[str]:
     return {field.name for field in fields(PRUNERS[pruner])}
+
+
+def _require_known(what: str, name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        raise UsageError(
+            f"there is no {what} {name!r}{did_you_mean(name, known)}; there is {', '.join(known)}"
+        )

@@ -95,6 +95,7 @@ def _first_mistake(error: ValidationError) -> str:
 
 def _impossible(plan: Plan) -> Iterator[str]:
     weights: Counter[str] = Counter()
+    yield from _impossible_shrinks(plan)  # before anything is counted by them
     for item in (*plan.layers, *_skips(plan)):
         shape, what = item.weight_shape, f"{_kind(item)} {item.name!r}"
         weights[item.weight] += 1
@@ -143,6 +144,12 @@ def _impossible_skips(plan: Plan) -> Iterator[str]:
             yield f"skip {skip.name!r} bypasses nothing: {skip.source!r} to {skip.target!r}"
         if not 0 <= skip.nnz <= skip.size:
             yield f"skip {skip.name!r} keeps {skip.nnz} of {skip.size} weights"
+
+
+def _impossible_shrinks(plan: Plan) -> Iterator[str]:
+    for skip in _skips(plan):
+        if skip.shrink and (len(skip.shrink) != len(skip.places) or min(skip.shrink) < 1):
+            yield f"skip {skip.name!r} shrinks places that it does not have: {list(skip.shrink)}"
 
 
 def _skips(plan: Plan) -> Iterator[Skip]:

@@ -36,8 +36,8 @@ def misfits(network: Network) -> Iterator[str]:
         for hook in hooks:
             hook.remove()
     for skip in branches:
-        if (found := _places(skip, shapes[skip.name])) != skip.places:
-            yield f"skip {skip.name!r} gives {list(found)} places, not {list(skip.places)}"
+        if (found := _places(skip, shapes[skip.name])) != skip.computed:
+            yield f"skip {skip.name!r} gives {list(found)} places, not {list(skip.computed)}"
 
 
 def _remembered(

@@ -8,12 +8,12 @@ identities do not make everything neighbours; gates (squeeze-excite) count for n
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 from torch import fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from n2nfx.layouts import Grids, Layout, Layouts, Misfit, joined_tokens
-from n2nfx.network import INPUT, Layer
+from n2nfx.network import INPUT, At, Layer
 from n2nfx.tracing.layers import nodes_of
 from n2nfx.tracing.ops import kind_of
 
@@ -43,9 +43,18 @@ class Site:
         return self.layer.name if self.layer else INPUT
 
 
-def entry_of(site: Site, at: Literal["norm", "activation"]) -> fx.Node:
+def entry_of(site: Site, at: At) -> fx.Node:
     """The node that a branch is added to."""
-    return site.output if at == "norm" else site.before
+    return {"norm": site.output, "activation": site.before, "output": site.activation}[at]
+
+
+def own_norm(module: fx.GraphModule, site: Site) -> fx.Node | None:
+    """The batch norm right between a layer and its nonlinearity, or None if other things are."""
+    norm = site.before
+    alone = site.nonlinearity is not None and norm.args[:1] == (site.output,)
+    if not alone or norm.op != "call_module":
+        return None
+    return norm if isinstance(module.get_submodule(str(norm.target)), _BatchNorm) else None
 
 
 class Sites:

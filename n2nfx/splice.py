@@ -18,7 +18,7 @@ from torch.nn import functional
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Move, Network, Skip
-from n2nfx.sites import Site, Sites, entry_of
+from n2nfx.sites import Site, Sites, entry_of, own_norm
 from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
 from n2nfx.tracing.tape import Spec
 
@@ -29,6 +29,7 @@ _AVERAGE = {
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,
 }
+_MOST = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
 
 def prepare(network: Network) -> None:
@@ -100,15 +101,32 @@ class _Surgeon:
         read, into = source.activation, entry_of(target, skip.at)
         read, entry = self._sums.get(read, read), self._sums.get(into, into)
         self._protect(read)
-        with self.graph.inserting_before(entry.next):
+        norm = self._shared_norm(target) if skip.at == "output" else None
+        behind = entry.next
+        with self.graph.inserting_before(norm or behind):
             value = self._branch(skip, read, target)
             if skip.kind == "identity":
                 value = self._with_channels_of(entry, value, -1 if target.last else 1)
+            if norm is not None:
+                value = self._repeat(norm, value)
             if skip.inner and target.nonlinearity is not None:
                 value = self._repeat(target.nonlinearity, value)
+            if skip.shrink:
+                value = self._call(_MOST[len(skip.shrink)], value, skip.shrink)
+        with self.graph.inserting_before(behind):
             total = self._call(operator.add, entry, value, spec=entry.meta["spec"])
         entry.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
         self._sums[into] = total
+
+    def _shared_norm(self, target: Site) -> fx.Node:
+        """The target's norm, before which a branch that shares it is computed.
+
+        So its running statistics end with those of the layer itself, as in the authors' code.
+        """
+        norm = own_norm(self.module, target)
+        if norm is None:
+            raise CannotOperate(f"{target.name} has no batch norm that a branch could share")
+        return norm
 
     def _protect(self, read: fx.Node) -> None:
         """A branch reads an activation late: those who would change it in place until then do not.
@@ -186,13 +204,13 @@ class _Surgeon:
         node.meta.update(spec=spec, scope="")
         return node
 
-    def _repeat(self, nonlinearity: fx.Node, value: fx.Node) -> fx.Node:
-        """The target's own nonlinearity on another value."""
+    def _repeat(self, operation: fx.Node, value: fx.Node) -> fx.Node:
+        """The target's own norm or nonlinearity on another value."""
         node = self.graph.create_node(
-            nonlinearity.op,
-            nonlinearity.target,
-            (value, *nonlinearity.args[1:]),
-            dict(nonlinearity.kwargs),
+            operation.op,
+            operation.target,
+            (value, *operation.args[1:]),
+            dict(operation.kwargs),
         )
         node.meta.update(value.meta)
         return node
@@ -228,7 +246,7 @@ def _made_by(skip: Skip, value: fx.Node) -> tuple[Spec, ...]:
     channels, specs = skip.weight_shape[0], value.meta["spec"]
     if skip.kind == "linear":
         return tuple(Spec((*spec.shape[:-1], channels), spec.dtype) for spec in specs)
-    return tuple(Spec((spec.shape[0], channels, *skip.places), spec.dtype) for spec in specs)
+    return tuple(Spec((spec.shape[0], channels, *skip.computed), spec.dtype) for spec in specs)
 
 
 def norm_name(skip: Skip) -> str:

@@ -16,15 +16,23 @@ import torch
 from torch import fx, nn
 
 from n2nfx.errors import UsageError, did_you_mean
-from n2nfx.fitting import Kernel, fit
+from n2nfx.fitting import Kernel, Matching, Resolution, fit
 from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.layouts import Layout, Misfit
-from n2nfx.network import Network, Refusal, Skip
-from n2nfx.sites import Site, Sites, entry_of
+from n2nfx.network import At, Network, Refusal, Skip
+from n2nfx.sites import Site, Sites, entry_of, own_norm
 from n2nfx.tracing.ops import is_in_place, is_view, name_of
 
-Wiring = Literal["paper", "linear", "joint"]
+Wiring = Literal["paper", "linear", "joint", "released-vgg"]
 Placement = Literal["every", "blocks", "stages"]
+
+_ENTRIES: dict[Wiring, At] = {
+    "paper": "activation",
+    "linear": "activation",
+    "joint": "norm",
+    "released-vgg": "output",
+}
+INNER = ("paper", "released-vgg")  # the wirings with the target's nonlinearity inside the branch
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,18 @@ class Options:
     `every` legal pair; `blocks`, end to end without overlap; `stages`, one over each change of
     resolution. wiring: where a branch enters: `paper` (Eq. 2: before the target's nonlinearity,
     through that nonlinearity itself), `linear` (the same without it), `joint` (before the target's
-    norm, without it). kernel: the branch's spatial size, an odd number, or `target` for the
-    target's own.
+    norm, without it), `released-vgg` (what the authors' public VGG does: through the target's own
+    norm and nonlinearity, max-pooled to the target's size, and added behind them). kernel: the
+    branch's spatial size, an odd number, or `target` for the target's own. resolution: how a branch
+    meets a smaller target: by its `stride` where the sizes divide, and else as by `pool`, which
+    averages the source to the target's size before.
     """
 
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
     wiring: Wiring = "paper"
     kernel: Kernel = "target"
+    resolution: Resolution = "stride"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.hops, tuple) and all(type(hop) is int for hop in self.hops)
@@ -52,6 +64,9 @@ class Options:
             )
         _check("placement", self.placement, get_args(Placement))
         _check("wiring", self.wiring, get_args(Wiring))
+        _check("resolution", self.resolution, get_args(Resolution))
+        if self.wiring == "released-vgg" and self.resolution != "stride":
+            raise UsageError("wiring 'released-vgg' max-pools; resolution is for the others")
         odd = type(self.kernel) is int and self.kernel > 0 and self.kernel % 2 == 1
         if self.kernel != "target" and not odd:
             raise UsageError(f"kernel must be 'target' or an odd whole number, not {self.kernel!r}")
@@ -122,12 +137,15 @@ def _apart(others: Sequence[Sites], skip: Skip, source: Site, target: Site) -> s
     return None
 
 
-def _alike(one: Site, other: Site, at: Literal["norm", "activation"]) -> bool:
+def _alike(one: Site, other: Site, at: At) -> bool:
     """Whether two sites of a layer offer a branch the same ends."""
     pairs = [(site.activation, entry_of(site, at)) for site in (one, other)]
     shapes = [[node.meta["spec"][1] for node in nodes] for nodes in pairs]
-    nonlinearities = [site.nonlinearity and site.nonlinearity.target for site in (one, other)]
-    return shapes[0] == shapes[1] and nonlinearities[0] == nonlinearities[1]
+    between = [
+        (site.nonlinearity and site.nonlinearity.target, at == "output" and site.before.target)
+        for site in (one, other)
+    ]
+    return shapes[0] == shapes[1] and between[0] == between[1]
 
 
 def _branch_name(skip: Skip, module: nn.Module, taken: Container[str]) -> str:
@@ -148,9 +166,7 @@ class _Search:
         self._sites = sites
         self._options = options
         self._grids = sites.grids()
-        self._at: Literal["norm", "activation"] = (
-            "norm" if options.wiring == "joint" else "activation"
-        )
+        self._at: At = _ENTRIES[options.wiring]
         self._inside: dict[fx.Node, str | None] = {}
 
     def pairs(self) -> Iterator[tuple[Site, Site, Skip | Refusal]]:
@@ -204,10 +220,12 @@ class _Search:
         """The branch whose shapes meet exactly, its name and hop still to come."""
         assert target.layer is not None
         own = target.layer.weight_shape[2:] if target.layer.kind == "conv" else None
-        found = fit(reads, writes, self._grids, own, self._options.kernel)
+        options = self._options
+        matching: Matching = "shrink" if self._at == "output" else options.resolution
+        found = fit(reads, writes, self._grids, own, options.kernel, matching)
         if isinstance(found, Misfit):
             return found
-        inner = self._options.wiring == "paper" and target.nonlinearity is not None
+        inner = options.wiring in INNER and target.nonlinearity is not None
         return Skip(
             name="", source=source.name, target=target.name, hop=0, at=self._at, inner=inner,
             branch_norm=False, nnz=0, **vars(found),
@@ -224,14 +242,25 @@ class _Search:
         if sites.position[source.activation] >= sites.position[entry]:
             return f"the output of {source.name} is not there yet when {target.name} needs it"
         reason = _unfit_numbers(source, target, entry)
+        if reason is None and self._at == "output":
+            reason = self._unfit_behind(target)
         if reason is not None:
             return reason
-        if wiring == "paper" and target.nonlinearity is not None:
+        if wiring in INNER and target.nonlinearity is not None:
             reason = self._unfit_inside(target.nonlinearity)
             if reason is not None:
                 name = target.name
                 return f"the nonlinearity of {name} {reason}; wiring linear or joint would do"
         return _changed_in_place(sites.module, source)
+
+    def _unfit_behind(self, target: Site) -> str | None:
+        """Why a branch cannot go through the target's norm and be added behind it, or None."""
+        norm = own_norm(self._sites.module, target)
+        if norm is None:
+            return f"{target.name} has no batch norm right between itself and a nonlinearity"
+        if _is_moved_by(self._sites.module.get_submodule(str(norm.target))):
+            return f"the norm of {target.name}, which the branch shares, is not 0 at 0"
+        return None
 
     def _unfit_inside(self, nonlinearity: fx.Node) -> str | None:
         if nonlinearity not in self._inside:
@@ -257,6 +286,12 @@ def _unfit_numbers(source: Site, target: Site, entry: fx.Node) -> str | None:
     if kinds[0] != kinds[1]:
         return f"{source.name} is {kinds[0]}, and {target.name} {kinds[1]}"
     return None
+
+
+def _is_moved_by(norm: nn.Module) -> bool:
+    """Whether a batch norm gives something else than 0 for 0, in evaluation or in training."""
+    shifts = (getattr(norm, "bias", None), getattr(norm, "running_mean", None))
+    return any(shift is not None and bool(shift.any()) for shift in shifts)
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
@@ -342,6 +377,6 @@ def _over_stages(skips: list[Skip]) -> list[Skip]:
     """The first branch onto each resolution from a larger one."""
     taken: dict[int, Skip] = {}
     for skip in skips:
-        if prod(skip.stride) > 1 or skip.pool is not None:
+        if prod(skip.stride) > 1 or skip.pool is not None or skip.shrink:
             taken.setdefault(prod(skip.places), skip)
     return list(taken.values())

@@ -9,7 +9,9 @@ from n2nfx.passes.iterative_snip import IterativeSNIP
 from n2nfx.passes.magnitude import Magnitude
 from n2nfx.passes.n2nskip import N2NSkip
 from n2nfx.passes.random_pruning import RandomPruning
+from n2nfx.passes.reinit import Reinit
 from n2nfx.passes.resskip import ResSkip
+from n2nfx.passes.shuffle import Shuffle
 from n2nfx.passes.small_input_stem import SmallInputStem
 from n2nfx.passes.snip import SNIP
 from n2nfx.passes.synflow import SynFlow
@@ -22,7 +24,9 @@ __all__ = [
     "Magnitude",
     "N2NSkip",
     "RandomPruning",
+    "Reinit",
     "ResSkip",
+    "Shuffle",
     "SmallInputStem",
     "SynFlow",
 ]

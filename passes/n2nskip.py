@@ -1,7 +1,7 @@
 """N2NSkip (Subramaniam & Sharma, BMVC 2020): sparse learnable skips inside the same budget."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from n2nfx.budget import Allocation, apportion, split
+from n2nfx.candidates import score_candidates, share_by_scores, share_with_layers
 from n2nfx.doctor.machine import bytes_of_memory
 from n2nfx.errors import CannotOperate, UsageError
-from n2nfx.fitting import Kernel
-from n2nfx.masks import Masks, RandomRanking, permuted_prefix, select
+from n2nfx.fitting import Kernel, Resolution
+from n2nfx.masks import Masks, RandomRanking, Ranking, ScoreRanking, select
 from n2nfx.network import Network, Probe, Skip
-from n2nfx.seeds import derive, generator
+from n2nfx.patterns import IdentityRanking, LognormalRanking, diagonal
+from n2nfx.seeds import generator
 from n2nfx.splice import fill, prepare, splice
-from n2nfx.wiring import Branches, Options, Placement, Wiring, find_branches
+from n2nfx.wiring import INNER, Branches, Options, Placement, Wiring, find_branches
 
 _BYTES = 4 + 1 + 1  # of a branch weight in memory: itself, its mask, and the mask that acts
+_SCORED = 4 + 3 * 8  # while it is scored: a copy, and another with gradient and score, in float64
 _FURTHEST = 8  # hops that an error looks through for one that would do
 
 
@@ -29,30 +32,42 @@ class N2NSkip:
 
     The sequential weights are chosen again by the same ranking and allocation, only fewer. The
     branches lie on every legal pair of layers `hops` apart, or as far as the next layer whose
-    shape can be met (`wiring`, `placement` and `kernel`: see `n2nfx.wiring.Options`), each equally
-    dense, on neurons drawn at random by (seed, branch).
-    `pattern="identity"` joins channel c to channel c first, with weight 1, as far as the branch's
-    share lasts. `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the
-    network's function as it is. `branch_norm="batch"` puts a batch norm behind every branch.
+    shape can be met (`placement`, `wiring`, `kernel` and `resolution`: see
+    `n2nfx.wiring.Options`).
+    `share` says what each branch gets: `uniform`, the same density, or `global`, as many as it has
+    among the best of all branches' weights by the scores of the pruner.
+    `pattern` says which neurons a branch joins: those drawn at `random` by (seed, branch), with
+    `degrees` either `uniform` or `lognormal`; `identity`, channel c to channel c first, with
+    weight 1, as far as the branch's share lasts; or `scored`, the best by the pruner's scores. With
+    `scored` and `global` the `ratio` can be `learned`: layers' and branches' weights are ranked
+    together, at the same budget.
+    `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the network's function
+    as it is. `branch_norm="batch"` puts a batch norm behind every branch.
     """
 
     name: ClassVar[str] = "n2nskip"
     keeps: ClassVar[frozenset[str]] = frozenset({"graph", "nnz", "outputs"})
 
-    ratio: float
+    ratio: float | Literal["learned"]
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
     wiring: Wiring = "paper"
     kernel: Kernel = "target"
-    pattern: Literal["random", "identity"] = "random"
+    resolution: Resolution = "stride"
+    share: Literal["uniform", "global"] = "uniform"
+    pattern: Literal["random", "identity", "scored"] = "random"
+    degrees: Literal["uniform", "lognormal"] = "uniform"
     branch_norm: Literal["none", "batch"] = "none"
     init: Literal["kaiming", "zero"] = "kaiming"
 
     def __post_init__(self) -> None:
-        Options(self.hops, self.placement, self.wiring, self.kernel)
-        split(1, self.ratio)
+        self._options()
+        if self.ratio != "learned":
+            split(1, self.ratio)
         for field, known in (
-            ("pattern", ("random", "identity")),
+            ("share", ("uniform", "global")),
+            ("pattern", ("random", "identity", "scored")),
+            ("degrees", ("uniform", "lognormal")),
             ("branch_norm", ("none", "batch")),
             ("init", ("kaiming", "zero")),
         ):
@@ -60,36 +75,63 @@ class N2NSkip:
                 raise UsageError(
                     f"{field} must be {' or '.join(known)}, not {getattr(self, field)!r}"
                 )
-        if self.init == "zero" and self.wiring == "paper":
+        self._require_together()
+
+    def _require_together(self) -> None:
+        """Raise `UsageError` for arguments that contradict each other."""
+        if self.init == "zero" and self.wiring in INNER:
             raise UsageError(
-                "behind the inner nonlinearity of wiring 'paper' a zero branch may never get a "
-                "gradient; init 'zero' goes with wiring 'linear' or 'joint'"
+                f"behind the inner nonlinearity of wiring {self.wiring!r} a zero branch may never "
+                "get a gradient; init 'zero' goes with wiring 'linear' or 'joint'"
+            )
+        if self.branch_norm == "batch" and self.wiring == "released-vgg":
+            raise UsageError(
+                "the branches of wiring 'released-vgg' share their targets' norms; branch_norm "
+                "'batch' goes with the other wirings"
+            )
+        if self.ratio == "learned" and (self.pattern, self.share) != ("scored", "global"):
+            raise UsageError("a ratio that is 'learned' goes with pattern 'scored', share 'global'")
+        if self.pattern == "scored" and self.degrees != "uniform":
+            raise UsageError(
+                f"pattern 'scored' draws no neurons; degrees {self.degrees!r} goes with 'random' "
+                "or 'identity'"
+            )
+        if self._scores and self.init == "zero":
+            raise UsageError(
+                "branches whose weights are all zero cannot be told apart by scores; pattern "
+                "'scored' and share 'global' go with init 'kaiming'"
             )
 
+    @property
+    def _scores(self) -> bool:
+        """Whether branches are scored."""
+        return self.pattern == "scored" or self.share == "global"
+
     def __call__(self, network: Network, probe: Probe) -> Network:
-        if network.skips:
-            raise CannotOperate("the network has skips already; give N2NSkip all hops at once")
-        if network.masks and network.scores is None:
-            raise CannotOperate(
-                "the network's masks came without the ranking that chose them, so that it cannot "
-                "be asked for fewer; prune and add skips in one pipeline"
-            )
-        share = split(network.nnz, self.ratio)
-        if share.skip == 0:
+        _require_ready(network)
+        wanted = 1 if self.ratio == "learned" else split(network.nnz, self.ratio).skip
+        if wanted == 0:
             return network
-        options = Options(self.hops, self.placement, self.wiring, self.kernel)
+        options = self._options()
         prepare(network)
         branches = find_branches(network, options)
-        _require_room(network, branches, options, share.skip)
-        skips = self._decide(branches.skips, share.skip)
-        _require_memory(skips)
+        _require_room(network, branches, options, wanted)
+        candidates = self._candidates(branches)
+        scores = self._score(network, candidates, probe) if self._scores else None
+        skips = self._decide(network, candidates, scores)
+        _require_memory(skips, _BYTES)
         splice(network, skips)
-        ranking = network.scores or RandomRanking(probe.seed)
+        ranking = scores if self.ratio == "learned" else network.scores
+        ranking = ranking or RandomRanking(probe.seed)
         allocation = network.allocation or Allocation()
-        masks = dict(select(network.layers, ranking, allocation, share.sequential))
+        left = network.nnz - sum(skip.nnz for skip in skips)
+        masks = dict(select(network.layers, ranking, allocation, left))
+        _require_still_there(network, masks)
+        neurons = self._neurons(probe.seed, scores)
         for skip in skips:
-            masks[skip.weight] = self._mask(skip, probe.seed)
-            fill(network, skip, masks[skip.weight], self._values(skip, masks[skip.weight], probe))
+            mask = neurons.best(skip, skip.nnz).reshape(skip.weight_shape)
+            fill(network, skip, mask, self._values(skip, mask, probe.seed))
+            masks[skip.weight] = mask
         return replace(
             network,
             masks=Masks(masks),
@@ -99,58 +141,102 @@ class N2NSkip:
             refused=branches.refused,
         )
 
-    def _decide(self, branches: Sequence[Skip], total: int) -> tuple[Skip, ...]:
-        """Share the weights over the branches by their capacity; an empty branch is none."""
-        sizes = [skip.size for skip in branches]
-        shares = apportion(sizes, total, [0] * len(sizes), sizes)
+    def _options(self) -> Options:
+        return Options(self.hops, self.placement, self.wiring, self.kernel, self.resolution)
+
+    def _candidates(self, branches: Branches) -> tuple[Skip, ...]:
+        """The branches as they would be, nothing kept yet."""
         norm = self.branch_norm == "batch"
-        skips = tuple(
-            replace(skip, nnz=nnz, branch_norm=norm)
-            for skip, nnz in zip(branches, shares, strict=True)
-            if nnz > 0
-        )
-        unfit = [skip.target for skip in skips if len(skip.places) > 3]
+        unfit = [skip.target for skip in branches.skips if len(skip.places) > 3]
         if norm and unfit:
             raise CannotOperate(
                 f"{unfit[0]} has more dimensions of places than a batch norm takes; branch_norm "
                 "'none' would do"
             )
-        return skips
+        return tuple(replace(skip, branch_norm=norm) for skip in branches.skips)
 
-    def _mask(self, skip: Skip, seed: int) -> Tensor:
-        """Which neurons a branch joins."""
-        if self.pattern == "random":
-            kept = permuted_prefix(skip.size, skip.nnz, derive(seed, "mask", skip.weight))
-            return torch.from_numpy(kept).reshape(skip.weight_shape)
-        diagonal = _diagonal(skip)
-        first = min(skip.nnz, len(diagonal))
-        chosen = permuted_prefix(len(diagonal), first, derive(seed, "diagonal", skip.weight))
-        kept = np.zeros(skip.size, dtype=bool)
-        kept[diagonal[chosen]] = True
-        others = np.setdiff1d(np.arange(skip.size), diagonal)
-        rest = permuted_prefix(len(others), skip.nnz - first, derive(seed, "mask", skip.weight))
-        kept[others[rest]] = True
-        return torch.from_numpy(kept).reshape(skip.weight_shape)
+    def _score(self, network: Network, candidates: Sequence[Skip], probe: Probe) -> ScoreRanking:
+        """The scores of every weight there could be, branches at their initialization."""
+        _require_memory(candidates, _BYTES + _SCORED)
 
-    def _values(self, skip: Skip, mask: Tensor, probe: Probe) -> Tensor:
-        """The branch's weights at initialization, in the order of their indices."""
+        def whole(skip: Skip) -> Tensor:
+            return self._values(skip, torch.ones(skip.weight_shape, dtype=torch.bool), probe.seed)
+
+        return score_candidates(network, candidates, whole, probe)
+
+    def _decide(
+        self, network: Network, candidates: Sequence[Skip], scores: ScoreRanking | None
+    ) -> tuple[Skip, ...]:
+        """The branches with what each keeps; an empty branch is none."""
+        counts = self._counts(network, candidates, scores)
+        if not any(counts):
+            raise CannotOperate(
+                f"ranked together with all branches, the best {network.nnz:,} weights are all the "
+                "layers' own, so that no branch would keep any; a ratio that is a number gives "
+                "them a share"
+            )
+        pairs = zip(candidates, counts, strict=True)
+        return tuple(replace(skip, nnz=count) for skip, count in pairs if count)
+
+    def _counts(
+        self, network: Network, candidates: Sequence[Skip], scores: ScoreRanking | None
+    ) -> tuple[int, ...]:
+        """How many weights each branch keeps."""
+        if self.ratio == "learned":
+            assert scores is not None
+            allocation = network.allocation or Allocation()
+            return share_with_layers(network.layers, candidates, scores, allocation, network.nnz)
+        total = split(network.nnz, self.ratio).skip
+        if self.share == "global":
+            assert scores is not None
+            return share_by_scores(candidates, scores, total)
+        sizes = [skip.size for skip in candidates]
+        return apportion(sizes, total, [0] * len(sizes), sizes)
+
+    def _neurons(self, seed: int, scores: ScoreRanking | None) -> Ranking:
+        """The order in which a branch's weights are kept."""
+        if self.pattern == "scored":
+            assert scores is not None
+            return scores
+        drawn = LognormalRanking(seed) if self.degrees == "lognormal" else RandomRanking(seed)
+        return IdentityRanking(seed, drawn) if self.pattern == "identity" else drawn
+
+    def _values(self, skip: Skip, mask: Tensor, seed: int) -> Tensor:
+        """The branch's weights at initialization, in the order of their indices.
+
+        What was scored keeps the numbers that it was scored with, scaled to the real fan-in.
+        """
         if self.init == "zero":
             return torch.zeros(skip.nnz)
-        fan_in = skip.nnz / skip.weight_shape[0]
-        drawn = generator(probe.seed, "init", skip.weight).standard_normal(skip.nnz)
-        values = torch.from_numpy(drawn * (2.0 / max(fan_in, 1.0)) ** 0.5)
+        kept = np.flatnonzero(mask.numpy())
+        normal = generator(seed, "init", skip.weight).standard_normal
+        drawn = normal(skip.size)[kept] if self.pattern == "scored" else normal(skip.nnz)
+        values = drawn * skip.spread
         if self.pattern == "identity":
-            on_diagonal = np.isin(np.flatnonzero(mask.numpy()), _diagonal(skip))
-            values[torch.from_numpy(on_diagonal)] = 1.0
-        return values
+            values[np.isin(kept, diagonal(skip.weight_shape))] = 1.0
+        return torch.from_numpy(values)
 
 
-def _diagonal(skip: Skip) -> np.ndarray:
-    """Flat indices of channel c to channel c at the kernel's centre."""
-    out, into, *kernel = skip.weight_shape
-    channels = np.arange(min(out, into))
-    centre = [np.full_like(channels, size // 2) for size in kernel]
-    return np.ravel_multi_index((channels, channels, *centre), skip.weight_shape)
+def _require_ready(network: Network) -> None:
+    """Raise `CannotOperate` for a network that has skips, or masks that cannot be made smaller."""
+    if network.skips:
+        raise CannotOperate("the network has skips already; give N2NSkip all hops at once")
+    if network.masks and network.scores is None:
+        raise CannotOperate(
+            "the network's masks came without the ranking that chose them, so that it cannot "
+            "be asked for fewer; prune and add skips in one pipeline"
+        )
+
+
+def _require_still_there(network: Network, masks: Mapping[str, Tensor]) -> None:
+    """Raise `CannotOperate` where a weight would come back that an earlier pipeline set to zero."""
+    revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
+    if revived and network.dropped_before:
+        raise CannotOperate(
+            f"ranked together with the branches, other weights of {revived[0]} are kept than "
+            "before, and what an earlier pipeline dropped is gone; prune and add skips in one "
+            "pipeline"
+        )
 
 
 def _require_room(network: Network, branches: Branches, options: Options, wanted: int) -> None:
@@ -169,9 +255,12 @@ def _require_room(network: Network, branches: Branches, options: Options, wanted
     )
 
 
-def _require_memory(skips: Sequence[Skip]) -> None:
-    """Raise `CannotOperate` where the branches, which are dense in memory, are more than it."""
-    needed, (_, total) = _BYTES * sum(skip.size for skip in skips), bytes_of_memory()
+def _require_memory(skips: Sequence[Skip], each: int) -> None:
+    """Raise `CannotOperate` where the branches, which are dense in memory, are more than it.
+
+    `each` is how many bytes one of their weights takes.
+    """
+    needed, (_, total) = each * sum(skip.size for skip in skips), bytes_of_memory()
     if total is not None and needed > total:
         raise CannotOperate(
             f"{len(skips):,} branches take {needed / 2**30:.1f} GiB, as the few weights that they "

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Model(nn.Module):
@@ -36,3 +37,43 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(self.first(x)))
+
+
+class Residual(nn.Module):
+    """Two convolutions around an identity, all nonlinearities in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        out += x
+        return self.relu(out)
+
+
+class Mixed(nn.Module):
+    """Channels first, last, tokens behind a class token, a smaller map, a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Linear(4, 5)
+        self.tokens = nn.Linear(5, 6)
+        self.more = nn.Linear(6, 7)
+        self.down = nn.Conv2d(7, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 2)
+        self.cls = nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        x = functional.relu(self.last(x.permute(0, 2, 3, 1)))
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
+        x = functional.relu(self.more(functional.relu(self.tokens(x))))
+        x = functional.relu(self.down(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))))
+        return self.head(x.flatten(2).transpose(1, 2).mean(1))

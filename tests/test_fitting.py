@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from n2nfx.fitting import Fit, fit
+from n2nfx.fitting import Fit, Matching, fit
 from n2nfx.layouts import Fold, Grids, Layout, Misfit, Places
 from n2nfx.network import Move
 
@@ -53,6 +53,9 @@ def through(branch: Fit, value: Tensor, weight: Tensor) -> Tensor:
         value = convolve(value, weight, None, branch.stride, branch.padding)  # type: ignore[arg-type]
     for move in branch.after:
         value = moved(value, move)
+    if branch.shrink:
+        most = [functional.max_pool1d, functional.max_pool2d, functional.max_pool3d]
+        value = most[len(branch.shrink) - 1](value, branch.shrink)  # type: ignore[arg-type]
     return value
 
 
@@ -103,20 +106,30 @@ layouts = st.one_of(
     writes=layouts,
     own=st.sampled_from([None, (1,), (3,), (2, 2), (3, 3), (5, 5)]),
     kernel=st.sampled_from(["target", "target", 1, 3]),
+    resolution=st.sampled_from(["stride", "pool", "shrink"]),
 )
 @settings(max_examples=400, deadline=None)
 def test_whatever_fits_meets_the_target_exactly(
-    reads: Layout, writes: Layout, own: tuple[int, ...] | None, kernel: int | str
+    reads: Layout,
+    writes: Layout,
+    own: tuple[int, ...] | None,
+    kernel: int | str,
+    resolution: Matching,
 ) -> None:
     assume(_is_target(writes, own))
-    found = fit(reads, writes, GRIDS, own, kernel)  # type: ignore[arg-type]
+    found = fit(reads, writes, GRIDS, own, kernel, resolution)  # type: ignore[arg-type]
     if isinstance(found, Misfit):
         assert found.reason
         return
     made = through(found, torch.zeros(shape(reads)), torch.zeros(found.weight_shape))
     assert made.shape == shape(writes)
+    if found.kind == "linear" and found.places:  # what is verified where an artifact is rehearsed
+        assert len(found.places) == len(writes.places)
     prefix = prod(writes.places) - prod(found.places) if writes.places else 0
     assert prefix in (0, 1, 2)  # tokens before the grid
+    assert resolution == "stride" or prod(found.stride) == 1
+    assert resolution == "shrink" or not found.shrink
+    assert resolution != "shrink" or found.pool is None
 
 
 ON_8X8 = (

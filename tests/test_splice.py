@@ -15,6 +15,7 @@ import timm
 import torch
 import torchvision
 from pydantic import TypeAdapter
+from samples import Mixed, Residual
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,24 +42,6 @@ class NormAct(nn.BatchNorm2d):
         return self.act(super().forward(input))
 
 
-class Residual(nn.Module):
-    """Two convolutions around an identity, all nonlinearities in place."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        out += x
-        return self.relu(out)
-
-
 class Reread(nn.Module):
     """A convolution without nonlinearity whose output is changed in place after it was read."""
 
@@ -73,28 +56,6 @@ class Reread(nn.Module):
         inner = self.second(out)
         out.mul_(2.0)
         return functional.relu(self.third(functional.relu(inner) + out))
-
-
-class Mixed(nn.Module):
-    """Channels first, last, tokens behind a class token, a smaller map, a vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.last = nn.Linear(4, 5)
-        self.tokens = nn.Linear(5, 6)
-        self.more = nn.Linear(6, 7)
-        self.down = nn.Conv2d(7, 8, 3, stride=2, padding=1)
-        self.head = nn.Linear(8, 2)
-        self.cls = nn.Parameter(torch.randn(1, 1, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.stem(x))
-        x = functional.relu(self.last(x.permute(0, 2, 3, 1)))
-        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
-        x = functional.relu(self.more(functional.relu(self.tokens(x))))
-        x = functional.relu(self.down(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))))
-        return self.head(x.flatten(2).transpose(1, 2).mean(1))
 
 
 def chain() -> nn.Module:
@@ -128,6 +89,8 @@ CASES = {
     ),
     "chain_joint": (chain, N2NSkip(ratio=0.5, hops=(2,), wiring="joint")),
     "chain_two_hops": (chain, N2NSkip(ratio=0.5, hops=(2, 3))),
+    "chain_pool": (chain, N2NSkip(ratio=0.5, hops=(2,), resolution="pool")),
+    "chain_released_vgg": (chain, N2NSkip(ratio=0.3, hops=(2,), wiring="released-vgg")),
     "chain_resskip": (chain, ResSkip(hops=(2,))),
     "residual_paper": (residual, N2NSkip(ratio=0.5, hops=(3,))),
     "residual_joint": (residual, N2NSkip(ratio=0.5, hops=(3,), wiring="joint")),
@@ -188,6 +151,66 @@ def test_each_wiring_computes_its_definition(wiring: str, training: bool) -> Non
     network.module.train(training)
     x = torch.randn(3, 3, 8, 8)
     assert torch.equal(network.module(x), by_hand(network, wiring, x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_released_wiring_shares_the_targets_norm_and_is_added_behind_it(training: bool) -> None:
+    network = spliced(chain(), N2NSkip(ratio=0.3, hops=(2,), wiring="released-vgg"))
+    copied = replace(network, module=copy.deepcopy(network.module))
+    layer = {str(index): part(copied, str(index)) for index in range(12)}
+    skip = {skip.target: part(copied, skip.name) for skip in copied.skips}
+    relu, halved = functional.relu, lambda value: functional.max_pool2d(value, 2)
+    x = torch.randn(3, 3, 8, 8)
+    network.module.train(training)
+    copied.module.train(training)
+    inner = halved(relu(layer["4"](skip["3"](x))))
+    first = relu(layer["1"](layer["0"](x)))
+    second = relu(layer["4"](layer["3"](first))) + inner
+    inner = halved(relu(layer["7"](skip["6"](first))))
+    third = relu(layer["7"](layer["6"](second))) + inner
+    out = layer["11"](layer["10"](layer["9"](third)))
+    assert torch.equal(network.module(x), out)
+    buffers = dict(copied.module.named_buffers())
+    assert all(torch.equal(one, buffers[name]) for name, one in network.module.named_buffers())
+    assert [s.uses for s in network.skips] == [64, 64]  # the branch is as large as its source
+
+
+def without_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+
+
+def with_sum() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Residual(4))
+
+
+def trained() -> nn.Module:
+    module = chain()
+    module(torch.randn(2, 3, 8, 8))
+    return module
+
+
+def sixth() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(3)),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "hop", "told"),
+    [
+        (without_norm, 1, "no batch norm right between"),
+        (with_sum, 3, "layer.conv2 has no batch norm right between"),
+        (trained, 2, "is not 0 at 0"),
+        (sixth, 2, "max-pooling does not bring a 8x8 map"),
+    ],
+)
+def test_the_released_wiring_is_refused_with_the_reason(
+    build: Callable[[], nn.Module], hop: int, told: str
+) -> None:
+    network = n2nfx.trace(build(), IMAGE)
+    found = find_branches(network, Options(hops=(hop,), wiring="released-vgg"))
+    assert any(told.replace("layer.", "2.") in refusal.reason for refusal in found.refused)
 
 
 def test_a_branch_reads_its_source_before_others_change_it() -> None:

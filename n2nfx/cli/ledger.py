@@ -15,6 +15,11 @@ from n2nfx.network import Network, Row
 from n2nfx.outcome import Outcome
 
 _TOLD = 3  # operations that are named
+_CONTROLS = {
+    "shuffle": "as many weights in every layer and skip, in other places",
+    "reinit": "the same masks over weights that were drawn anew",
+    "sequential": "what skips would take is spent on the layers",
+}
 
 
 def as_data(outcome: Outcome) -> dict[str, Any]:
@@ -74,6 +79,8 @@ def show(outcome: Outcome, asked: Mapping[str, Any], files: Sequence[Path]) -> N
     _warn(found, find_collapse(network, effective=found))
     if found.hubs:
         say(out, _unfollowed(found.hubs))
+    if asked["control"] != "none":
+        say(out, f"control: {_CONTROLS[asked['control']]}")
     reasons = Counter(refusal.reason for refusal in network.refused)
     for reason, count in reasons.most_common():
         say(out, f"no skip between {count} pairs of layers: {reason}")
@@ -112,6 +119,13 @@ def _unfollowed(hubs: Sequence[str]) -> str:
     return f"taken as a whole, so that effective is an upper bound: {told} ({len(hubs)} in all)"
 
 
+def _split(ratio: float | str) -> tuple[str, str] | None:
+    """The shares of layers and skips as they were asked for, None without skips."""
+    if isinstance(ratio, str):
+        return ratio, ratio
+    return (f"{1 - ratio:.4%}", f"{ratio:.4%}") if ratio else None
+
+
 def _sums(outcome: Outcome, asked: Mapping[str, Any], found: Effective) -> Table:
     network, counts = outcome.network, outcome.counts
     made = table(str(network.origin.name), *("asked", "count", "of", "share"), left=1)
@@ -122,15 +136,11 @@ def _sums(outcome: Outcome, asked: Mapping[str, Any], found: Effective) -> Table
         f"{counts.reference:,}",
         percent(counts.kept, counts.reference),
     )
-    ratio = asked["skip_ratio"]
-    split = [
-        ("  sequential", 1 - ratio, counts.sequential),
-        (f"  in {len(network.skips)} skips", ratio, counts.skip),
-    ]
-    for name, share, count in split if ratio else ():
-        made.add_row(
-            name, f"{share:.4%}", f"{count:,}", f"{counts.kept:,}", percent(count, counts.kept)
-        )
+    shares = _split(0.0 if asked["control"] == "sequential" else asked["skip_ratio"])
+    names = "  sequential", f"  in {len(network.skips)} skips"
+    parts = zip(names, shares, (counts.sequential, counts.skip), strict=True) if shares else ()
+    for name, share, count in parts:
+        made.add_row(name, share, f"{count:,}", f"{counts.kept:,}", percent(count, counts.kept))
     made.add_row(
         "effective",
         "",

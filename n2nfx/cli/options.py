@@ -41,11 +41,29 @@ class NumberOr(click.ParamType):
             self.fail(f"{value!r} is neither a whole number nor {self.word!r}", param, ctx)
 
 
+class ShareOr(click.ParamType):
+    """A number or one word."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.name = f"FLOAT|{word}"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value == self.word or isinstance(value, float):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {self.word!r}", param, ctx)
+
+
 hops = partial(click.option, "--hops", type=Numbers(), show_default=True)
 wiring = partial(
     click.option,
     "--wiring",
-    type=click.Choice(["paper", "linear", "joint"]),
+    type=click.Choice(["paper", "linear", "joint", "released-vgg"]),
     default="paper",
     show_default=True,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from n2nfx.cli import options
-from n2nfx.cli.options import NumberOr
+from n2nfx.cli.options import NumberOr, ShareOr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ SCHEMA = "n2nfx.transform/1"
 @click.option("--density", type=float, required=True, help="Share of the weights to keep: 0.02.")
 @click.option(
     "--skip-ratio",
-    type=float,
+    type=ShareOr("learned"),
     default=0.0,
     show_default=True,
     help="Share of the kept weights that goes to skip branches.",
@@ -44,8 +44,8 @@ SCHEMA = "n2nfx.transform/1"
     help="Which legal pairs of layers get a branch.",
 )
 @options.wiring(
-    help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, or before "
-    "the norm."
+    help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, before the "
+    "norm, or as in the authors' VGG."
 )
 @click.option(
     "--kernel",
@@ -55,11 +55,32 @@ SCHEMA = "n2nfx.transform/1"
     help="The branches' kernel size (odd).",
 )
 @click.option(
+    "--resolution",
+    type=click.Choice(["stride", "pool"]),
+    default="stride",
+    show_default=True,
+    help="How a branch meets a smaller map.",
+)
+@click.option(
+    "--share",
+    type=click.Choice(["uniform", "global"]),
+    default="uniform",
+    show_default=True,
+    help="What each branch gets: the same density, or by the pruner's scores.",
+)
+@click.option(
     "--pattern",
-    type=click.Choice(["random", "identity"]),
+    type=click.Choice(["random", "identity", "scored"]),
     default="random",
     show_default=True,
     help="Which neurons a branch joins.",
+)
+@click.option(
+    "--degrees",
+    type=click.Choice(["uniform", "lognormal"]),
+    default="uniform",
+    show_default=True,
+    help="How many branch weights a neuron has, where neurons are drawn.",
 )
 @click.option(
     "--branch-norm",
@@ -107,6 +128,13 @@ SCHEMA = "n2nfx.transform/1"
     help="Whether iterative-snip lets weights come back between rounds (FORCE); no.",
 )
 @click.option("--temperature", type=float, help="Of grasp's logits; 200.")
+@click.option(
+    "--control",
+    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
+    default="none",
+    show_default=True,
+    help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
+)
 @options.num_classes
 @options.input_shape
 @click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")
