@@ -175,7 +175,7 @@ def transform(
         artifact.require_free(out, force)
     batch = None
     if data is not None:
-        batch, asked = _first_batch(data, data_root, batch_size, asked)
+        batch, asked = _first_batch(model, data, data_root, batch_size, asked)
     with narrated():
         outcome = operate(model, batch=batch, **asked)
         files = outcome.save(out, force=force) if out is not None else ()
@@ -194,15 +194,23 @@ def transform(
 
 
 def _first_batch(
-    data: str, root: Path | None, size: int, asked: dict[str, Any]
+    model: str, data: str, root: Path | None, size: int, asked: dict[str, Any]
 ) -> tuple[tuple["Tensor", "Tensor"], dict[str, Any]]:
-    """The batch, and what was asked, with the data's input and classes where none were given."""
-    from n2nfx.training.data import load
+    """The batch, and what was asked, with the data's input and classes where none were given.
 
-    found = load(data, root).fitted(asked["input_shape"], asked["num_classes"])
+    Networks of ours are made for one size; images that are smaller are padded to it.
+    """
+    from n2nfx.training.data import load
+    from n2nfx.zoo import NETWORKS
+
+    found = load(data, root)
+    wanted, ours = asked["input_shape"], NETWORKS.get(model.removeprefix("n2nfx:"))
+    if wanted is None and ours is not None and len(ours.input_shape) == len(found.shape):
+        wanted = (found.shape[0], *map(max, found.shape[1:], ours.input_shape[1:]))
+    found = found.fitted(wanted, asked["num_classes"])
     own = {"input_shape": found.shape, "num_classes": len(found.classes)}
     if asked["input_shape"] is None:
         shape = ",".join(map(str, found.shape))
-        click.echo(f"{data}: --input {shape}, as its images are; a larger one pads them", err=True)
+        click.echo(f"{data}: --input {shape}; a larger one pads the images", err=True)
     given = {key: value for key, value in asked.items() if value is not None}
     return found.first(size), {**own, **given}
