@@ -209,6 +209,17 @@ def test_a_larger_input_pads_the_images_and_more_classes_are_taken(
     assert json.loads(result.stdout)["ledger"][-1]["shape"] == [12, 4]
 
 
+def test_a_network_of_ours_gets_images_of_its_size_and_is_pruned_by_them(
+    sets: dict[str, Set], tmp_path: Path
+) -> None:
+    sets["fashion-mnist"].put(tmp_path / "data")
+    arguments = ("--pruner", "snip", "--batch-size", "5", "--json")
+    result = transformed("vgg19_cifar", *arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["asked"]["input_shape"] == [1, 32, 32]
+    assert "--input 1,32,32" in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [("--input", "3,6,6"), ("--input", "1,5,6"), ("--num-classes", "5")]
 )
