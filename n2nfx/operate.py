@@ -1,6 +1,6 @@
 """The main job in one call: build, trace, prune, splice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -16,13 +16,6 @@ from n2nfx.tracing.tracer import Example
 from n2nfx.wiring import Placement, Wiring
 
 PRUNERS: dict[str, Callable[..., Pass]] = {"random": RandomPruning}
-# A control comes last, but for "sequential", where the skips are left out: the same budget without.
-CONTROLS: dict[str, tuple[Pass, ...]] = {
-    "none": (),
-    "shuffle": (Shuffle(),),
-    "reinit": (Reinit(),),
-    "sequential": (),
-}
 
 
 def transform(
@@ -57,13 +50,17 @@ def transform(
     `model` is a name ("resnet50", "timm:resnet50", "n2nfx:vgg19_cifar", "file.py:function") or a
     module, which needs an `example` input and stays as it is. The pruning options are those of
     the pruner's pass, the others those of `N2NSkip`. `batch` and `loss` are for pruners that look
-    at data. `control` makes of it what it is to be compared with, at the same budget: the masks
-    `shuffle`d within layers, the weights drawn anew (`reinit`), or the share of the skips spent on
-    layers (`sequential`). Raises `UsageError` for an argument that cannot be, `CannotOperate` for
-    a job.
+    at data. Raises `UsageError` for an argument that cannot be, `CannotOperate` for a job.
+
+    `control` makes of it what it is to be compared with, at the same budget: the masks `shuffle`d
+    within layers, the weights drawn anew (`reinit`), or the share of the skips spent on the layers
+    (`sequential`), which is the pruned network without skips.
     """
-    _require_known("pruner", pruner, PRUNERS)
-    _require_known("control", control, CONTROLS)
+    if pruner not in PRUNERS:
+        raise UsageError(
+            f"there is no pruner {pruner!r}{did_you_mean(pruner, PRUNERS)}; "
+            f"there is {', '.join(PRUNERS)}"
+        )
     steps: list[Pass] = [
         PRUNERS[pruner](density=density, allocation=allocation, floor=floor, ends=ends)
     ]
@@ -74,7 +71,7 @@ def transform(
     )  # fmt: skip
     if skip_ratio != 0 and control != "sequential":
         steps.append(skips)
-    steps += CONTROLS[control]
+    steps += _control(control)
     network = network_of(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
     )
@@ -82,8 +79,12 @@ def transform(
     return apply(steps, network, probe)  # nobody else holds this network
 
 
-def _require_known(what: str, name: str, known: Mapping[str, object]) -> None:
-    if name not in known:
+def _control(control: str) -> tuple[Pass, ...]:
+    """The passes of a control; "sequential" is none, as the skips are left out before."""
+    known = {"none": (), "shuffle": (Shuffle(),), "reinit": (Reinit(),), "sequential": ()}
+    if control not in known:
         raise UsageError(
-            f"there is no {what} {name!r}{did_you_mean(name, known)}; there is {', '.join(known)}"
+            f"there is no control {control!r}{did_you_mean(control, known)}; "
+            f"there is {', '.join(known)}"
         )
+    return known[control]

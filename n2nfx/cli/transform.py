@@ -88,6 +88,13 @@ SCHEMA = "n2nfx.transform/1"
     help="The branches' weights at initialization.",
 )
 @click.option(
+    "--control",
+    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
+    default="none",
+    show_default=True,
+    help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
+)
+@click.option(
     "--allocation",
     type=click.Choice(["uniform", "er", "erk"]),
     default="uniform",
@@ -107,13 +114,6 @@ SCHEMA = "n2nfx.transform/1"
     default="pruned",
     show_default=True,
     help="The first and the last layer: pruned like all, or kept whole.",
-)
-@click.option(
-    "--control",
-    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
-    default="none",
-    show_default=True,
-    help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
 )
 @options.num_classes
 @options.input_shape
