@@ -22,7 +22,7 @@ SCHEMA = "n2nfx.transform/1"
     type=ShareOr("learned"),
     default=0.0,
     show_default=True,
-    help="Share of the kept weights that goes to skip branches.",
+    help="Share of the kept weights that goes to skip branches; learned: as the pruner ranks them.",
 )
 @click.option("--pruner", default="random", show_default=True, help="How weights are chosen.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything drawn.")
