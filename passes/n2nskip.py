@@ -230,8 +230,10 @@ def _require_ready(network: Network) -> None:
 
 def _require_still_there(network: Network, masks: Mapping[str, Tensor]) -> None:
     """Raise `CannotOperate` where a weight would come back that an earlier pipeline set to zero."""
+    if not network.dropped_before:
+        return
     revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
-    if revived and network.dropped_before:
+    if revived:
         raise CannotOperate(
             f"ranked together with the branches, other weights of {revived[0]} are kept than "
             "before, and what an earlier pipeline dropped is gone; prune and add skips in one "

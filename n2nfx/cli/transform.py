@@ -25,7 +25,7 @@ SCHEMA = "n2nfx.transform/1"
     type=ShareOr("learned"),
     default=0.0,
     show_default=True,
-    help="Share of the kept weights that goes to skip branches.",
+    help="Share of the kept weights that goes to skip branches; learned: as the pruner ranks them.",
 )
 @click.option(
     "--pruner",
@@ -97,6 +97,13 @@ SCHEMA = "n2nfx.transform/1"
     help="The branches' weights at initialization.",
 )
 @click.option(
+    "--control",
+    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
+    default="none",
+    show_default=True,
+    help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
+)
+@click.option(
     "--allocation",
     type=click.Choice(["uniform", "global", "er", "erk"]),
     help="How the budget is shared over layers; global, one ranking over all, where the pruner "
@@ -128,13 +135,6 @@ SCHEMA = "n2nfx.transform/1"
     help="Whether iterative-snip lets weights come back between rounds (FORCE); no.",
 )
 @click.option("--temperature", type=float, help="Of grasp's logits; 200.")
-@click.option(
-    "--control",
-    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
-    default="none",
-    show_default=True,
-    help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
-)
 @options.num_classes
 @options.input_shape
 @click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")
