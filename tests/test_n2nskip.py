@@ -326,13 +326,20 @@ def test_a_learned_split_is_one_ranking_of_everything_at_the_same_budget() -> No
     assert result.scores.scores is scores
 
 
-def test_a_learned_split_leaves_every_layer_its_floor() -> None:
-    floor = 40
-    result, *_ = seen(ratio="learned", share="global", allocation=Allocation("global", floor))
-    counts = result.masks.counts
-    assert all(counts[layer.weight] >= min(floor, layer.size) for layer in result.layers)
-    assert any(counts[layer.weight] == floor for layer in result.layers)
-    assert result.nnz == round(0.2 * network("maps").size)
+def test_a_learned_split_leaves_every_layer_its_floor_first() -> None:
+    allocation = Allocation("global", floor=40)
+    result, candidate, scores = seen(ratio="learned", share="global", allocation=allocation)
+    counts, total = result.masks.counts, round(0.2 * network("maps").size)
+    assert any(counts[layer.weight] == 40 for layer in result.layers)
+    floored = {layer.weight: best([scores[layer.weight]], 40) for layer in result.layers}
+    names = [*floored, *(skip.weight for skip in candidate.skips)]
+    first = np.concatenate(
+        [floored.get(name, np.zeros(scores[name].numel(), dtype=bool)) for name in names]
+    )
+    rest = torch.cat([scores[name].reshape(-1) for name in names])[~torch.from_numpy(first)]
+    expected = first.copy()
+    expected[~first] = best([rest], total - int(first.sum()))
+    assert (flat(result, names, scores) == expected).all()
 
 
 def test_a_learned_split_of_a_smaller_budget_keeps_a_subset() -> None:
