@@ -41,7 +41,7 @@ def measure(reference: Network, pruner: str, density: float, batch: tuple[Tensor
     seconds = time.process_time() - start
     network = outcome.network
     found = count_effective(network)
-    dead = find_collapse(network, batch[0][:2], effective=found)
+    dead = find_collapse(network, (batch[0][:8],), effective=found)
     rows = found.layers
     return {
         "weights": network.nnz,
