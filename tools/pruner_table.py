@@ -85,6 +85,9 @@ def report(rows: Sequence[Row]) -> str:
         "processor time of one thread for choosing the weights. *Effective* weights lie on a path "
         "of kept weights from input to output; *dead* channels on none.\n",
     ]
+    absent = [name for name in PRUNERS if name not in {row["pruner"] for row in rows}]
+    if absent:
+        parts.append(f"Not run: {', '.join(absent)}.\n")
     for name in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == name]
         parts += [f"## {name}\n", _counts(own), "", _layers(name, own), ""]
