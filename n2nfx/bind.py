@@ -211,6 +211,18 @@ def as_it_acts(network: Network) -> Network:
     return replace(network, masks=masks, skips=skips)
 
 
+def is_bound(network: Network) -> bool:
+    """Whether exactly the network's masks are at work in its module."""
+    at_work, counts = masks_at_work(network.module), network.masks.counts
+    for name, mask in network.masks.items():
+        weight = network.module.get_parameter(name)
+        acting = at_work.pop(id(weight), [])
+        partial = counts[name] < weight.numel()
+        if bool(acting) != partial or not all(torch.equal(one.cpu(), mask.cpu()) for one in acting):
+            return False
+    return not at_work
+
+
 def masks_at_work(module: fx.GraphModule) -> dict[int, list[Tensor]]:
     """The buffers that mask each parameter, by the parameter's id: all of them say the same.
 

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from n2nfx.bind import bind, unbind
+from n2nfx.bind import bind, is_bound, masks_at_work, unbind
 from n2nfx.connectivity.counting import count_effective
 from n2nfx.connectivity.effective import Effective
+from n2nfx.graphmodule import graphs_of
+from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Network, blank_inputs
 from n2nfx.saliency import call, seeded, set_mode
 from n2nfx.seeds import derive
 from n2nfx.tracing.values import tensors
+from n2nfx.tracing.weights import is_weighted
 
 _EXAMPLES = 2
 _STILL = torch.finfo(torch.float32).eps  # less than float32 can tell from no movement
@@ -52,33 +55,27 @@ def find_collapse(
             found.cut or found.empty_layers,
         )
     runs = _Runs(network)
-    if runs.output_moves(runs.drawn() if inputs is None else inputs):
+    given = runs.drawn() if inputs is None else inputs
+    if runs.output_moves(given):
         return None
-    return Collapse("the network is dead: its output does not move with its input", runs.stops())
+    return Collapse(
+        "the network is dead: its output does not move with its input", runs.stops(given)
+    )
 
 
 class _Runs:
-    """A copy of a network in float64, its masks at work, that remembers what moves."""
+    """A copy of a network in float64, its masks at work."""
 
     def __init__(self, network: Network) -> None:
         self._inputs = network.inputs
-        self._module = copy.deepcopy(network.module)
-        unbind(self._module)
-        bind(replace(network, module=self._module))
-        self._module.double()
-        set_mode(self._module, "batch")
+        self._layers = [layer.name for layer in network.layers]
+        self._module = _with_the_same_weights(network.module)
+        if not is_bound(network):
+            unbind(self._module)
+            bind(replace(network, module=self._module))
         self._device = next(self._module.parameters()).device
-        self._moving: dict[str, tuple[bool, bool]] = {}  # what each layer got, and gave
-        parts = dict(self._module.named_modules())
-        for layer in network.layers:
-            if layer.name in parts:
-                parts[layer.name].register_forward_hook(self._watch(layer.name))
-
-    def _watch(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, given: Any, output: Any) -> None:
-            self._moving.setdefault(name, (_moves(given), _moves(output)))
-
-        return hook
+        _compute_in_float64(self._module)
+        set_mode(self._module, "batch")
 
     def drawn(self) -> tuple[Tensor, ...]:
         """Two examples; whole numbers, which may stand for words, are 0 and 1."""
@@ -102,11 +99,59 @@ class _Runs:
         except Exception:  # an operation that float64 does not have: nothing is known
             return True
 
-    def stops(self) -> tuple[str, ...]:
-        """The layers that got a movement and gave none, or else the last that gave one."""
-        stops = [name for name, (got, gave) in self._moving.items() if got and not gave]
-        last = [name for name, (_, gave) in self._moving.items() if gave]
+    def stops(self, inputs: Sequence[Tensor]) -> tuple[str, ...]:
+        """The layers that get a movement and give none, or else the last that gives one."""
+        moving: dict[str, tuple[bool, bool]] = {}  # what each layer gets, and gives
+        parts = dict(self._module.named_modules())
+        for name in self._layers:
+            if name in parts:
+                parts[name].register_forward_hook(_watch(moving, name))
+        self.output_moves(inputs)
+        stops = [name for name, (got, gave) in moving.items() if got and not gave]
+        last = [name for name, (_, gave) in moving.items() if gave]
         return tuple(stops or last[-1:])
+
+
+def _watch(
+    moving: dict[str, tuple[bool, bool]], name: str
+) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_: nn.Module, given: Any, output: Any) -> None:
+        moving.setdefault(name, (_moves(given), _moves(output)))
+
+    return hook
+
+
+def _with_the_same_weights(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy that has the module's own weights and masks, which are most of its memory."""
+    masks = (mask for found in masks_at_work(module).values() for mask in found)
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *masks)})
+
+
+def _compute_in_float64(module: fx.GraphModule) -> None:
+    """Let a module compute in float64: a layer that is called has such a weight only meanwhile."""
+    nodes = [node for graph in graphs_of(module) for node in graph.nodes]
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    for path, part in module.named_modules():
+        layer = is_weighted(part) or type(part) in PLAIN_CLASS
+        if layer and path in called - read:
+            _widen_while_called(part)
+        else:
+            _widen(part)
+
+
+def _widen(part: nn.Module) -> None:
+    """Have float64 in the place of every other floating-point number of a module's own."""
+    for table in (part._parameters, part._buffers):
+        for name, one in table.items():
+            if one is not None and one.is_floating_point():
+                table[name] = one.detach().double()  # pyright: ignore[reportArgumentType]
+
+
+def _widen_while_called(part: nn.Module) -> None:
+    own = dict(part._parameters)
+    part.register_forward_pre_hook(lambda part, _: _widen(part))
+    part.register_forward_hook(lambda part, *_: part._parameters.update(own))
 
 
 def _moves(value: Any) -> bool:

@@ -158,8 +158,7 @@ class _Found:
         self._reached = reached
         self._needed = needed
         self._connected = connected
-        self._counts: dict[str, dict[str, np.ndarray]] = {}
-        self._used: dict[str, dict[str, np.ndarray]] = {}
+        self._calls: dict[str, list[Link]] = {}
         self._alive: dict[str, dict[tuple[str, int], np.ndarray]] = {}
 
     def add(self, link: Link) -> None:
@@ -167,28 +166,36 @@ class _Found:
         relation = link.relation
         if not isinstance(relation, Weighted) or not relation.weight:
             return
-        name, part, target = relation.weight, relation.part, link.target
-        used = relation.between(self._reached[link.source], self._needed[target])
-        alive = self._reached[target] & self._needed[target]
-        self._counts.setdefault(name, {})[part] = relation.counts
-        _unite(self._used.setdefault(name, {}), part, used)
-        _unite(self._alive.setdefault(name, {}), (part, alive.size), alive)
+        name, alive = relation.weight, self._reached[link.target] & self._needed[link.target]
+        self._calls.setdefault(name, []).append(link)
+        _unite(self._alive.setdefault(name, {}), (relation.part, alive.size), alive)
 
     def row(self, counted: Counted) -> EffectiveRow:
         """The row of one weight. What a module called whole does with its own is not known."""
         name, kept = counted.weight, counted.kept
-        if name not in self._used:
+        if name not in self._calls:
             return EffectiveRow(counted.name, name, kept, kept if self._connected else 0, 0, 0)
-        counts, alive = self._counts[name], self._alive[name].values()
-        used = self._used[name].items()
+        alive = self._alive[name].values()
         return EffectiveRow(
             name=counted.name,
             weight=name,
             kept=kept,
-            effective=min(kept, sum(int((counts[part] * of).sum()) for part, of in used)),
+            effective=min(kept, self._effective(name)),
             channels=sum(channels.size for channels in alive),
             dead=sum(int(channels.size - channels.sum()) for channels in alive),
         )
+
+    def _effective(self, name: str) -> int:
+        """The kept weights that any call uses between a reached and a needed channel."""
+        counts: dict[str, np.ndarray] = {}
+        used: dict[str, np.ndarray] = {}
+        for link in self._calls[name]:
+            relation = link.relation
+            assert isinstance(relation, Weighted)
+            counts[relation.part] = relation.counts
+            between = relation.between(self._reached[link.source], self._needed[link.target])
+            _unite(used, relation.part, between)
+        return sum(int((counts[part] * of).sum()) for part, of in used.items())
 
 
 def _unite(found: dict[Any, np.ndarray], key: Any, more: np.ndarray) -> None:

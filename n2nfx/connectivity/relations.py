@@ -5,7 +5,6 @@ something else than at others. Links say which channels of one value depend on w
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Protocol
 
@@ -71,9 +70,12 @@ class Weighted:
     groups: int
     transposed: bool
 
-    @cached_property
+    @property
     def _joined(self) -> np.ndarray:
-        """Whether channels are joined at all, as (groups, out / groups, in / groups)."""
+        """Whether channels are joined at all, as (groups, out / groups, in / groups).
+
+        Made anew each time: kept for all weights it would be as much memory as the counts.
+        """
         return self.by_group(self.counts != 0)
 
     def by_group(self, entries: np.ndarray) -> np.ndarray:
