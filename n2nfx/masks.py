@@ -55,6 +55,11 @@ class Masks(Mapping[str, Tensor]):
         return sum(self.counts.values())
 
 
+def revived(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """The weights of which `after` keeps something that `before` had dropped."""
+    return [name for name, old in before.items() if (after[name] & ~old).any()]
+
+
 class Ranked(Sized, Protocol):
     """A layer as a ranking sees it: `Sized`, and the name of its weight."""
 

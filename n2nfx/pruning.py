@@ -1,57 +1,33 @@
 """What pruning does around its scores, the same for every pruner."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from n2nfx.batches import Batch, Loss, batches_of, cross_entropy
-from n2nfx.budget import Allocation, budget, require_density
+from n2nfx.budget import Allocation, Method, budget, require_density
 from n2nfx.errors import CannotOperate, UsageError
-from n2nfx.masks import Ranking, ScoreRanking, select
+from n2nfx.masks import Ranking, ScoreRanking, revived, select
 from n2nfx.network import Network, Probe
 from n2nfx.saliency import Norm
 
 
-def prune(
-    network: Network, density: float, allocation: Allocation, rank: Callable[[], Ranking]
-) -> Network:
-    """The network with the `round(density * N)` weights that a ranking puts first.
-
-    The ranking is made only if there is something to prune. Raises `CannotOperate` where there is
-    not, where skips were added before, and where a weight would come back that was dropped.
-    """
-    if not network.layers:
-        raise CannotOperate("; ".join(("the model has no prunable layer", *network.notes)))
-    if network.skips:
-        raise CannotOperate("prune before skips are added: their weights come out of the same")
-    total = budget(density, network.size)
-    ranking = rank()
-    masks = select(network.layers, ranking, allocation, total)
-    revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
-    if revived:
-        raise CannotOperate(
-            f"{revived[0]} was pruned already, and what was dropped cannot come back: prune "
-            "the network as it was before, or further by the same seed and allocation"
-        )
-    return replace(network, masks=masks, scores=ranking, allocation=allocation)
-
-
 @dataclass(frozen=True)
-class ScoredPruning(ABC):
-    """A pruner that gives every weight a score and keeps the `round(density * N)` highest.
+class Pruning(ABC):
+    """Keep the `round(density * N)` weights that a ranking puts first.
 
     `allocation`, `floor` and `ends` say how they are shared over the layers: see
-    `n2nfx.budget.Allocation`; "global" is one ranking over all layers.
+    `n2nfx.budget.Allocation`.
     """
 
     name: ClassVar[str]
     keeps: ClassVar[frozenset[str]] = frozenset({"graph", "outputs"})
 
     density: float
-    allocation: Literal["uniform", "global", "er", "erk"] = "global"
+    allocation: Method = "uniform"
     floor: int | Literal["channels"] = "channels"
     ends: Literal["pruned", "dense"] = "pruned"
 
@@ -65,14 +41,44 @@ class ScoredPruning(ABC):
         return Allocation(self.allocation, self.floor, self.ends)
 
     @abstractmethod
+    def rank(self, network: Network, probe: Probe) -> Ranking:
+        """The order in which weights are kept; made only if there is something to prune."""
+
+    def __call__(self, network: Network, probe: Probe) -> Network:
+        """Raises `CannotOperate` for a network without layers or with skips, and where a weight
+        would come back that was dropped.
+        """
+        if not network.layers:
+            raise CannotOperate("; ".join(("the model has no prunable layer", *network.notes)))
+        if network.skips:
+            raise CannotOperate("prune before skips are added: their weights come out of the same")
+        total = budget(self.density, network.size)
+        ranking, allocation = self.rank(network, probe), self.sharing
+        masks = select(network.layers, ranking, allocation, total)
+        if back := revived(network.masks, masks):
+            raise CannotOperate(
+                f"{back[0]} was pruned already, and what was dropped cannot come back: prune "
+                "the network as it was before, or further by the same seed and allocation"
+            )
+        return replace(network, masks=masks, scores=ranking, allocation=allocation)
+
+
+@dataclass(frozen=True)
+class ScoredPruning(Pruning, ABC):
+    """A pruner that gives every weight a score and keeps the `round(density * N)` highest.
+
+    `allocation`, `floor` and `ends` say how they are shared over the layers: see
+    `n2nfx.budget.Allocation`; "global" is one ranking over all layers.
+    """
+
+    allocation: Literal["uniform", "global", "er", "erk"] = "global"
+
+    @abstractmethod
     def score(self, network: Network, probe: Probe) -> Mapping[str, Tensor]:
         """The score of every prunable weight, skip branches included, whatever the masks."""
 
-    def __call__(self, network: Network, probe: Probe) -> Network:
-        def rank() -> ScoreRanking:
-            return ScoreRanking(self.score(network, probe), self.score)
-
-        return prune(network, self.density, self.sharing, rank)
+    def rank(self, network: Network, probe: Probe) -> ScoreRanking:
+        return ScoreRanking(self.score(network, probe), self.score)
 
 
 @dataclass(frozen=True)

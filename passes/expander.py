@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from n2nfx.budget import Allocation, require_density
-from n2nfx.masks import Ranked
+from n2nfx.masks import Ranked, Ranking
 from n2nfx.network import Network, Probe
-from n2nfx.pruning import prune
+from n2nfx.pruning import Pruning
 from n2nfx.seeds import generator
 
 _AT_ONCE = 2**22  # keys that are drawn and sorted together
 
 
 @dataclass(frozen=True)
-class Expander:
+class Expander(Pruning):
     """Keep whole kernels, as many for every channel: a random graph of fixed degree.
 
     Every channel on a layer's narrower side (the inputs', where both are as wide) is joined to
@@ -28,20 +27,11 @@ class Expander:
     """
 
     name: ClassVar[str] = "expander"
-    keeps: ClassVar[frozenset[str]] = frozenset({"graph", "outputs"})
 
-    density: float
     allocation: Literal["uniform", "er", "erk"] = "uniform"
-    floor: int | Literal["channels"] = "channels"
-    ends: Literal["pruned", "dense"] = "pruned"
 
-    def __post_init__(self) -> None:
-        require_density(self.density)
-        Allocation(self.allocation, self.floor, self.ends)
-
-    def __call__(self, network: Network, probe: Probe) -> Network:
-        allocation = Allocation(self.allocation, self.floor, self.ends)
-        return prune(network, self.density, allocation, lambda: ExpanderRanking(probe.seed))
+    def rank(self, network: Network, probe: Probe) -> Ranking:
+        return ExpanderRanking(probe.seed)
 
 
 @dataclass(frozen=True)

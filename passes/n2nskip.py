@@ -14,7 +14,7 @@ from n2nfx.candidates import score_candidates, share_by_scores, share_with_layer
 from n2nfx.doctor.machine import bytes_of_memory
 from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.fitting import Kernel, Resolution
-from n2nfx.masks import Masks, RandomRanking, Ranking, ScoreRanking, select
+from n2nfx.masks import Masks, RandomRanking, Ranking, ScoreRanking, revived, select
 from n2nfx.network import Network, Probe, Skip
 from n2nfx.patterns import IdentityRanking, LognormalRanking, diagonal
 from n2nfx.seeds import generator
@@ -232,10 +232,9 @@ def _require_still_there(network: Network, masks: Mapping[str, Tensor]) -> None:
     """Raise `CannotOperate` where a weight would come back that an earlier pipeline set to zero."""
     if not network.dropped_before:
         return
-    revived = [name for name, old in network.masks.items() if (masks[name] & ~old).any()]
-    if revived:
+    if back := revived(network.masks, masks):
         raise CannotOperate(
-            f"ranked together with the branches, other weights of {revived[0]} are kept than "
+            f"ranked together with the branches, other weights of {back[0]} are kept than "
             "before, and what an earlier pipeline dropped is gone; prune and add skips in one "
             "pipeline"
         )
