@@ -1,10 +1,13 @@
 """Options, and types of options, that several commands have."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Numbers(click.ParamType):
@@ -24,49 +27,33 @@ class Numbers(click.ParamType):
 
 
 class NumberOr(click.ParamType):
-    """A whole number or one word."""
+    """A number, a whole one unless `kind` is float, or one word."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word: str, kind: type[int] | type[float] = int) -> None:
         self.word = word
-        self.name = f"N|{word}"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        if value == self.word or isinstance(value, int):
-            return value
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a whole number nor {self.word!r}", param, ctx)
-
-
-class ShareOr(click.ParamType):
-    """A number or one word."""
-
-    def __init__(self, word: str) -> None:
-        self.word = word
-        self.name = f"FLOAT|{word}"
+        self.kind = kind
+        self.name = f"{'N' if kind is int else 'FLOAT'}|{word}"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | str:
-        if value == self.word or isinstance(value, float):
+        if value == self.word or isinstance(value, self.kind):
             return value
         try:
-            return float(value)
+            return self.kind(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor {self.word!r}", param, ctx)
+            number = "whole number" if self.kind is int else "number"
+            self.fail(f"{value!r} is neither a {number} nor {self.word!r}", param, ctx)
+
+
+def choice(name: str, *known: str, help: str) -> Callable[[Command], Command]:
+    """An option that is one of a few words, the first unless another is given."""
+    words = click.Choice(known)
+    return click.option(name, type=words, default=known[0], show_default=True, help=help)
 
 
 hops = partial(click.option, "--hops", type=Numbers(), show_default=True)
-wiring = partial(
-    click.option,
-    "--wiring",
-    type=click.Choice(["paper", "linear", "joint", "released-vgg"]),
-    default="paper",
-    show_default=True,
-)
+wiring = partial(choice, "--wiring", "paper", "linear", "joint", "released-vgg")
 num_classes = click.option(
     "--num-classes", type=int, help="Classes of the model; its zoo's default if absent."
 )

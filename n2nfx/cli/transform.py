@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from n2nfx.cli import options
-from n2nfx.cli.options import NumberOr, ShareOr
+from n2nfx.cli.options import NumberOr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ SCHEMA = "n2nfx.transform/1"
 @click.option("--density", type=float, required=True, help="Share of the weights to keep: 0.02.")
 @click.option(
     "--skip-ratio",
-    type=ShareOr("learned"),
+    type=NumberOr("learned", float),
     default=0.0,
     show_default=True,
     help="Share of the kept weights that goes to skip branches; learned: as the pruner ranks them.",
@@ -36,12 +36,8 @@ SCHEMA = "n2nfx.transform/1"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything drawn.")
 @options.hops(default="3", help="Layers a branch bypasses.")
-@click.option(
-    "--placement",
-    type=click.Choice(["every", "blocks", "stages"]),
-    default="every",
-    show_default=True,
-    help="Which legal pairs of layers get a branch.",
+@options.choice(
+    "--placement", "every", "blocks", "stages", help="Which legal pairs of layers get a branch."
 )
 @options.wiring(
     help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, before the "
@@ -54,53 +50,28 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="The branches' kernel size (odd).",
 )
-@click.option(
-    "--resolution",
-    type=click.Choice(["stride", "pool"]),
-    default="stride",
-    show_default=True,
-    help="How a branch meets a smaller map.",
-)
-@click.option(
+@options.choice("--resolution", "stride", "pool", help="How a branch meets a smaller map.")
+@options.choice(
     "--share",
-    type=click.Choice(["uniform", "global"]),
-    default="uniform",
-    show_default=True,
+    "uniform",
+    "global",
     help="What each branch gets: the same density, or by the pruner's scores.",
 )
-@click.option(
-    "--pattern",
-    type=click.Choice(["random", "identity", "scored"]),
-    default="random",
-    show_default=True,
-    help="Which neurons a branch joins.",
-)
-@click.option(
+@options.choice("--pattern", "random", "identity", "scored", help="Which neurons a branch joins.")
+@options.choice(
     "--degrees",
-    type=click.Choice(["uniform", "lognormal"]),
-    default="uniform",
-    show_default=True,
+    "uniform",
+    "lognormal",
     help="How many branch weights a neuron has, where neurons are drawn.",
 )
-@click.option(
-    "--branch-norm",
-    type=click.Choice(["none", "batch"]),
-    default="none",
-    show_default=True,
-    help="A norm behind every branch.",
-)
-@click.option(
-    "--init",
-    type=click.Choice(["kaiming", "zero"]),
-    default="kaiming",
-    show_default=True,
-    help="The branches' weights at initialization.",
-)
-@click.option(
+@options.choice("--branch-norm", "none", "batch", help="A norm behind every branch.")
+@options.choice("--init", "kaiming", "zero", help="The branches' weights at initialization.")
+@options.choice(
     "--control",
-    type=click.Choice(["none", "shuffle", "reinit", "sequential"]),
-    default="none",
-    show_default=True,
+    "none",
+    "shuffle",
+    "reinit",
+    "sequential",
     help="A control at the same budget: masks shuffled, weights drawn anew, or no skips.",
 )
 @click.option(
@@ -116,11 +87,10 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="The least weights a layer keeps.",
 )
-@click.option(
+@options.choice(
     "--ends",
-    type=click.Choice(["pruned", "dense"]),
-    default="pruned",
-    show_default=True,
+    "pruned",
+    "dense",
     help="The first and the last layer: pruned like all, or kept whole.",
 )
 @click.option(
