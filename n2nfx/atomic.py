@@ -91,7 +91,7 @@ def _put(target: Path, contents: Mapping[str, bytes], kind: Kind, force: bool) -
     try:
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         with _alone_at(target, kind):
             try:
                 _write_files(partial, contents)
@@ -140,10 +140,10 @@ def _write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the folder's names durable; a few network file systems cannot, and say EINVAL."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -162,7 +162,7 @@ def _move_in(partial: Path, target: Path, kind: Kind, force: bool) -> None:
         # Somebody may have put files there since the first look.
         if exchanged and (foreign := _what_is_foreign(partial, kind)):
             raise UsageError(f"{target}: {foreign}, so it is not replaced; name another directory")
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         if exchanged:
             _exchange(partial, target)

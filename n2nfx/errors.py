@@ -32,3 +32,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known words as the end of a sentence, or nothing where none is near."""
     near = get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def first_line(error: object) -> str:
+    """What an error or a warning says, its first line only."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def described(error: BaseException) -> str:
+    """An error's type, and the first line of what it says."""
+    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from n2nfx import artifact, recorded
 from n2nfx.bind import as_it_acts, bind, plain_state
-from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError
+from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
 from n2nfx.graphmodule import graphs_of
 from n2nfx.masks import Masks
 from n2nfx.network import Network, Probe, Step
@@ -63,16 +63,12 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
     except DamagedFile:
         raise
     except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
-        told = str(error) if isinstance(error, N2nfxError) else _one_line(error)
+        told = str(error) if isinstance(error, N2nfxError) else described(error)
         raise DamagedFile(f"{path}: cannot be built again here: {told} ({_made(plan)})") from error
     return _with_recorded_layers(path, network, plan)
 
 
 _NO_USE: dict[str, Any] = {"reads": (), "writes": (), "uses": 0}
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _reference(plan: Plan, model: str | nn.Module | None) -> Network:

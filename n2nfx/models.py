@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
-from n2nfx.errors import CannotOperate, UsageError, did_you_mean
-from n2nfx.ownfile import described, first_line
+from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean, first_line
 from n2nfx.seeds import derive
 
 Example: TypeAlias = Tensor | tuple[Any, ...]

@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from types import ModuleType
 
-from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean
 
 
 def is_file(name: str) -> bool:
@@ -48,17 +48,6 @@ def load(canonical_name: str) -> Callable[..., object]:
             return function(*args, **options)
 
     return called
-
-
-def described(error: BaseException) -> str:
-    """An error's type, and the first line of what it says."""
-    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
-
-
-def first_line(error: object) -> str:
-    """What an error or a warning says, its first line only."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""
 
 
 @contextmanager

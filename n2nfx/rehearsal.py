@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from n2nfx.errors import first_line
 from n2nfx.network import Network, Skip, blank_inputs
 
 
@@ -29,8 +30,8 @@ def misfits(network: Network) -> Iterator[str]:
         with torch.no_grad():  # not by a call of the module, which prints where fx code fails
             module.forward(*map(torch.zeros_like, blank_inputs(network.inputs, 1, device)))
     except Exception as error:
-        last, told = next(reversed(shapes), "the input"), str(error).splitlines()
-        yield f"the network cannot run; after {last}: {told[0] if told else type(error).__name__}"
+        last, told = next(reversed(shapes), "the input"), first_line(error)
+        yield f"the network cannot run; after {last}: {told or type(error).__name__}"
         return
     finally:
         for hook in hooks:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from n2nfx.batches import Batch, Loss
 from n2nfx.bind import bind, computed_weights, unbind
-from n2nfx.errors import CannotOperate, N2nfxError, UsageError
+from n2nfx.errors import CannotOperate, N2nfxError, UsageError, first_line
 from n2nfx.masks import Masks, Ranked
 from n2nfx.network import Network
 from n2nfx.seeds import derive
@@ -82,8 +82,9 @@ class Workbench:
                 return call(self.module, inputs)
             except Exception as error:
                 shapes = ", ".join("x".join(map(str, one.shape)) for one in inputs)
+                told = first_line(error) or type(error).__name__
                 raise CannotOperate(
-                    f"the network cannot run on inputs of {shapes}: {_first_line(error)}"
+                    f"the network cannot run on inputs of {shapes}: {told}"
                 ) from error
 
     def loss(self, batch: Batch, loss: Loss) -> Tensor:
@@ -95,7 +96,8 @@ class Workbench:
         except N2nfxError:
             raise
         except Exception as error:
-            raise CannotOperate(f"the loss cannot be computed: {_first_line(error)}") from error
+            told = first_line(error) or type(error).__name__
+            raise CannotOperate(f"the loss cannot be computed: {told}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UsageError("a loss must give one number, the mean over the batch, as a tensor")
         if not torch.isfinite(value):
@@ -233,8 +235,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if own:
             torch.cuda.default_generators[own[0]].manual_seed(derive(seed, "scores") % 2**63)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    told = str(error).splitlines()
-    return told[0] if told else type(error).__name__

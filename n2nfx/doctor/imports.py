@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from n2nfx.errors import described
+
 _SECONDS = 300  # a cold import of torch from a network disk takes a minute
 
 
@@ -86,8 +88,7 @@ def _error(name: str) -> str:
     try:
         importlib.import_module(name)
     except BaseException as error:  # one that calls sys.exit, too
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+        return described(error)
     return ""
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from n2nfx.errors import N2nfxError
+from n2nfx.errors import N2nfxError, first_line
 from n2nfx.tracing.example import Call
 from n2nfx.tracing.recorder import Fault
 
@@ -43,8 +43,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         return "it looks at the values of a tensor, which a graph cannot follow"
-    first_line = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {first_line}"
+    return f"{type(error).__name__}: {first_line(error) or 'no message'}"
 
 
 def _line(error: Exception) -> str:

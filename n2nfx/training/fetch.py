@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from n2nfx import lock
+from n2nfx.atomic import sync_folder
 from n2nfx.catalogue import Archive, Entry, File, Place, find, remedy
 from n2nfx.errors import CannotOperate, DamagedFile, UsageError
 
@@ -236,7 +237,7 @@ def _install(one: Entry, sources: Sequence[Path], folder: Path) -> None:
             )
         for name, path in ready.items():
             path.replace(folder / name)
-        _make_durable(folder)
+        sync_folder(folder)
     finally:
         for path in ready.values():
             path.unlink(missing_ok=True)
@@ -299,14 +300,6 @@ def _write(stream: BinaryIO, one: Entry, name: str, path: Path) -> None:
         raise DamagedFile(
             f"{file.name}: has SHA-256 {digest.hexdigest()}, and {file.sha256} is expected"
         )
-
-
-def _make_durable(folder: Path) -> None:
-    """Make the new names durable; a few network file systems cannot, and say EINVAL."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
 
 
 # --- what surrounds it -------------------------------------------------------------------------
