@@ -77,3 +77,28 @@ class Mixed(nn.Module):
         x = functional.relu(self.more(functional.relu(self.tokens(x))))
         x = functional.relu(self.down(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8))))
         return self.head(x.flatten(2).transpose(1, 2).mean(1))
+
+
+class Net(nn.Module):
+    """Convolutions, norms, and a weight that a function uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.w = nn.Parameter(torch.randn(6, 8))
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).mean((2, 3))
+        return self.classifier(functional.linear(x, self.w).relu())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import Tied
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -39,18 +40,6 @@ def convolutional() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(8, 5),
     )
-
-
-class TiedModules(nn.Module):
-    """Two linear layers that share one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).relu())
 
 
 class CalledTwice(nn.Module):
@@ -129,7 +118,7 @@ class NamesThatMeet(nn.Module):
 
 IMAGES, VECTORS = (4, 3, 8, 8), (4, 6)
 SHARED: list[tuple[Callable[[], nn.Module], tuple[int, ...], int]] = [
-    (TiedModules, VECTORS, 36),
+    (Tied, VECTORS, 36),
     (CalledTwice, IMAGES, 81),
     (Functional, IMAGES, 4 * 3 * 9 + 4 * 4 * 9 + 16),
     (TiedToFunction, VECTORS, 36),
@@ -236,7 +225,7 @@ def test_a_mask_acts_wherever_its_weight_is_used(
 
 @pytest.mark.parametrize(
     ("build", "shape", "uses"),
-    [(TiedModules, VECTORS, 2), (CalledTwice, IMAGES, 2), (TiedToFunction, VECTORS, 2)],
+    [(Tied, VECTORS, 2), (CalledTwice, IMAGES, 2), (TiedToFunction, VECTORS, 2)],
 )
 def test_one_mask_acts_in_both_places(
     build: Callable[[], nn.Module], shape: tuple[int, ...], uses: int
@@ -666,7 +655,7 @@ def test_an_outcome_saves_the_masks_at_work(tmp_path: Path) -> None:
 def test_the_plain_state_is_that_of_the_baked_network_tied_weights_once() -> None:
     network = pruned(TiedToFunction, VECTORS)
     assert list(plain_state(network.module)) == ["fc.weight", "fc.bias"]
-    tied = pruned(TiedModules, VECTORS)
+    tied = pruned(Tied, VECTORS)
     assert list(plain_state(tied.module)) == ["first.weight", "first.bias", "second.bias"]
     skipping = with_skips()
     assert list(plain_state(skipping.module)) == list(n2nfx.bake(skipping).module.state_dict())

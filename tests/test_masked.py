@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from samples import Net
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 
@@ -29,31 +29,6 @@ from n2nfx.network import Network
 
 OPERATIONS = {f"{op}{d}d" for op in ("conv", "conv_transpose") for d in (1, 2, 3)} | {"linear"}
 LOUD = [1e3, float("inf"), float("nan")]
-
-
-class Net(nn.Module):
-    """Convolutions, norms, and a weight that a function uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(8, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
-        self.w = nn.Parameter(torch.randn(6, 8))
-        self.classifier = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x).mean((2, 3))
-        return self.classifier(functional.linear(x, self.w).relu())
 
 
 def mlp() -> nn.Sequential:

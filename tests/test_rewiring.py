@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import Net
 from test_computed import LAYERS, pruned
 from torch import Tensor, distributed, nn
 from torch.nn import functional
@@ -31,31 +32,6 @@ SCOPES: list[Literal["layer", "global"]] = ["layer", "global"]
 every_kind = pytest.mark.parametrize(
     ("method", "scope"), [(method, scope) for method in METHODS for scope in SCOPES]
 )
-
-
-class Net(nn.Module):
-    """Convolutions, norms, and a weight that a function uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
-        self.w = nn.Parameter(torch.randn(6, 8))
-        self.classifier = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x).mean((2, 3))
-        return self.classifier(functional.linear(x, self.w).relu())
 
 
 def outcome(seed: int = 0) -> n2nfx.Outcome:

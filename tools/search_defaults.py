@@ -20,10 +20,23 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import n2nfx
+from n2nfx import CannotOperate
+from n2nfx.network import Probe
+from n2nfx.registry import passes
+from n2nfx.spec import from_text
+from n2nfx.training.data import Data, load
+from n2nfx.zoo import vgg19_cifar
 
 EPOCHS, BATCH, PEAK, DECAY = 3, 128, 0.1, 5e-4
 IMAGES, HELD_OUT = 9_600, 5_000
@@ -104,10 +117,6 @@ def runs(stage: int, rows: Sequence[dict[str, Any]], best: int) -> list[Run]:
 
 def train(run: Run) -> dict[str, Any]:
     """Make the network and train it; the row says what came out."""
-    import torch
-
-    from n2nfx import CannotOperate
-
     torch.set_num_threads(1)
     start = time.perf_counter()
     row: dict[str, Any] = asdict(run)
@@ -119,16 +128,6 @@ def train(run: Run) -> dict[str, Any]:
 
 
 def _trained(run: Run) -> dict[str, Any]:
-    import numpy as np
-    import torch
-    from torch.nn import functional
-
-    import n2nfx
-    from n2nfx.network import Probe
-    from n2nfx.registry import passes
-    from n2nfx.spec import from_text
-    from n2nfx.training.data import load
-
     data = load("fashion-mnist").fitted((1, 32, 32), 10)
     if run.judge == "held out":
         data = data.held_out(HELD_OUT)
@@ -139,7 +138,7 @@ def _trained(run: Run) -> dict[str, Any]:
     probe = Probe(seed=run.seed, batches=[(inputs, labels)])
     outcome = n2nfx.Pipeline(made)(network, probe)
     module = outcome.network.module.to(memory_format=torch.channels_last)
-    small = _subset(data, np.arange(IMAGES))
+    small = replace(data, train=data.train.subset(np.arange(IMAGES)))
     optimizer = torch.optim.SGD(module.parameters(), lr=PEAK, momentum=0.9, weight_decay=DECAY)
     steps = EPOCHS * (IMAGES // BATCH)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=PEAK, total_steps=steps)
@@ -154,29 +153,17 @@ def _trained(run: Run) -> dict[str, Any]:
     return {"accuracy": _accuracy(module, data), "kept": counts.kept, "skip": counts.skip}
 
 
-def _logits(module: Any, images: Any) -> Any:
-    import torch
-
+def _logits(module: nn.Module, images: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return module(images.contiguous(memory_format=torch.channels_last)).float()
 
 
-def quarter() -> Any:
+def quarter() -> nn.Module:
     """VGG19 in its CIFAR form at a quarter of its width, for one channel."""
-    from n2nfx.zoo import vgg19_cifar
-
     return vgg19_cifar(in_channels=1, width=0.25)
 
 
-def _subset(data: Any, indices: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(data, train=data.train.subset(indices))
-
-
-def _accuracy(module: Any, data: Any) -> float:
-    import torch
-
+def _accuracy(module: nn.Module, data: Data) -> float:
     module.eval()
     right = seen = 0
     with torch.no_grad():
