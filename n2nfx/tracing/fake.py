@@ -54,8 +54,6 @@ def lay_bare(model: nn.Module) -> None:
     for module in model.modules():
         for hooks in HOOKS:
             getattr(module, hooks).clear()
-        if vars(module).get("_compiled_call_impl") is not None:
-            vars(module)["_compiled_call_impl"] = None
         if type(module).__module__.startswith("torch._dynamo"):
             vars(module)["forward"] = module._orig_mod
 
