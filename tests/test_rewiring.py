@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rewiring_samples import RANKS, batch, outcome, run_rank, same, sgd, state, train_on_share
 from samples import Net
 from test_computed import LAYERS, pruned
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 import n2nfx
@@ -34,35 +34,9 @@ every_kind = pytest.mark.parametrize(
 )
 
 
-def outcome(seed: int = 0) -> n2nfx.Outcome:
-    """A sparse network with skip branches that are at work."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Net()
-    found = n2nfx.transform(
-        model, density=0.3, skip_ratio=0.4, floor=0, example=torch.zeros(1, 3, 8, 8), seed=seed
-    )
-    assert found.network.skips
-    return found
-
-
-def batch(seed: int, size: int = 16) -> tuple[Tensor, Tensor]:
-    """Images whose class is the patch that is bright."""
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, 8, 8, generator=random)
-    labels = torch.randint(5, (size,), generator=random)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[label % 3, label : label + 3, label : label + 3] += 3
-    return images, labels
-
-
 def loss_of(module: Callable[[Tensor], Tensor], seed: int, size: int = 16) -> Tensor:
     images, labels = batch(seed, size)
     return functional.cross_entropy(module(images), labels)
-
-
-def sgd(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
 def adam(module: nn.Module) -> torch.optim.Optimizer:
@@ -88,14 +62,6 @@ def train(
 
 def counts(network: Network) -> dict[str, int]:
     return dict(as_it_acts(network).masks.counts)
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # Gradients of what is dropped.
@@ -564,54 +530,13 @@ def test_a_rewired_network_is_saved_and_loaded(method: Any, scope: Any, tmp_path
     assert torch.equal(n2nfx.bake(network).module.eval()(x), network.module(x))
 
 
-RANKS = 2
-
-
-def _rank(rank: int, folder: Path, method: Any, scope: Any) -> None:
-    """One of two processes that train one network, each on its half of every batch."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
-    )
-    module = _trained(method, scope, slice(rank, None, RANKS), DistributedDataParallel)
-    torch.save(state(module), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def _trained(
-    method: Any,
-    scope: Any,
-    share: slice,
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-) -> nn.Module:
-    """A network trained on a share of every batch, its norms in evaluation."""
-    network = outcome().network
-    module = network.module.double()
-    for part in module.modules():
-        part.training = part.training and not isinstance(part, nn.BatchNorm2d)
-    wrapped, optimizer = wrap(module), sgd(module)
-    rewiring = Rewiring(network, optimizer, until=9, every=2, method=method, scope=scope)
-    for step in range(6):
-        images, labels = (part[share] for part in batch(step))
-
-        def loss(x: Tensor = images, y: Tensor = labels) -> Tensor:
-            return functional.cross_entropy(wrapped(x.double()), y)
-
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-        rewiring.step(loss)
-    assert not same(dict(as_it_acts(network).masks), dict(network.masks))
-    return module
-
-
 @pytest.mark.parametrize(("method", "scope"), [("rigl", "global"), ("set", "layer")])
 def test_all_ranks_choose_the_same_as_one_process_with_the_whole_batch(
     method: Any, scope: Any, tmp_path: Path
 ) -> None:
     ranks = [
         multiprocessing.get_context("spawn").Process(
-            target=_rank, args=(rank, tmp_path, method, scope)
+            target=run_rank, args=(rank, tmp_path, method, scope)
         )
         for rank in range(RANKS)
     ]
@@ -623,7 +548,7 @@ def test_all_ranks_choose_the_same_as_one_process_with_the_whole_batch(
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS))
     assert same(one, other)
 
-    alone = state(_trained(method, scope, slice(None)))
+    alone = state(train_on_share(method, scope, slice(None)))
     for name, tensor in alone.items():
         torch.testing.assert_close(one[name], tensor)
 
