@@ -181,9 +181,9 @@ def _keep_best_of_all(
 
 
 def _lowest_kept(values: np.ndarray, kept: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places and values of the `count` lowest that are kept, and some more, in order of place.
+    """Places and values of the `count` lowest that are kept, and ties, in order of place.
 
-    Those below a sampled value, if they are enough, or else all of them.
+    They are looked for below a sampled value, if there are enough, or else among all.
     """
     stride = max(1, len(values) // _SAMPLE)
     sample = np.sort(values[::stride][kept[::stride]])
@@ -191,7 +191,11 @@ def _lowest_kept(values: np.ndarray, kept: np.ndarray, count: int) -> tuple[np.n
     places = np.flatnonzero(kept & (values <= sample[near])) if near < len(sample) else kept[:0]
     if len(places) < count:
         places = np.flatnonzero(kept)
-    return places, values[places]
+    found = values[places]
+    if len(places) > count:
+        low = found <= np.partition(found, count)[count]
+        places, found = places[low], found[low]
+    return places, found
 
 
 def _payers(
@@ -200,7 +204,8 @@ def _payers(
     """Those of the places that their layers can spare, the lowest first, ties from the end."""
     lowest = places[::-1][values[::-1].argsort(kind="stable")]
     layers = np.searchsorted(np.cumsum(sizes), lowest, side="right")
-    by_layer = layers.argsort(kind="stable")
+    narrow = layers.astype(np.uint16) if len(sizes) < 2**16 else layers  # sorted in linear time
+    by_layer = narrow.argsort(kind="stable")
     counts = np.bincount(layers, minlength=len(sizes))
     turns = np.empty_like(layers)
     turns[by_layer] = np.arange(len(layers)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -223,9 +228,10 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     if count in (0, size):
         return torch.full((size,), count == size, dtype=torch.bool)
     threshold = _in_order(values, size - count)
-    kept = values > threshold
-    ties = np.flatnonzero(values == threshold)
-    kept[ties[: count - np.count_nonzero(kept)]] = True
+    kept = values >= threshold
+    over = int(np.count_nonzero(kept)) - count
+    if over:
+        kept[np.flatnonzero(values == threshold)[-over:]] = False
     return torch.from_numpy(kept)
 
 
@@ -240,8 +246,9 @@ def _in_order(values: np.ndarray, place: int) -> Any:
         near, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
         low = sample[max(near - margin, 0)] if near > margin else values.min()
         high = sample[near + margin] if near + margin < len(sample) else values.max()
-        below = int(np.count_nonzero(values < low))
-        between = values[(values >= low) & (values <= high)]
+        pieces = np.array_split(values, len(values) // _SAMPLE)  # each stays in the cache
+        below = sum(int(np.count_nonzero(piece < low)) for piece in pieces)
+        between = np.concatenate([p[(p >= low) & (p <= high)] for p in pieces])
         if 0 <= place - below < len(between):
             values, place = between, place - below
     return np.partition(values, place)[place]
