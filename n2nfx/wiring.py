@@ -52,7 +52,7 @@ class Options:
 
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
-    wiring: Wiring = "paper"
+    wiring: Wiring = "linear"
     kernel: Kernel = "target"
     resolution: Resolution = "stride"
 

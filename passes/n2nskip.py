@@ -36,9 +36,11 @@ class N2NSkip:
     `n2nfx.wiring.Options`).
     `share` says what each branch gets: `uniform`, the same density, or `global`, as many as it has
     among the best of all branches' weights by the scores of the pruner.
-    `pattern` says which neurons a branch joins: those drawn at `random` by (seed, branch), with
-    `degrees` either `uniform` or `lognormal`; `identity`, channel c to channel c first, with
-    weight 1, as far as the branch's share lasts; or `scored`, the best by the pruner's scores. With
+    `pattern` says which neurons a branch joins: `identity`, channel c to channel c first, with
+    weight 1, as far as the branch's share lasts, and then some drawn at random; all drawn at
+    `random` by (seed, branch), as in the paper, with `degrees` either `uniform` or `lognormal`; or
+    `scored`, the best by the pruner's scores. The paper's wiring (Eq. 2) is `paper`, with
+    `random`; the defaults are what measured best (docs/decisions/0019). With
     `scored` and `global` the `ratio` can be `learned`: layers' and branches' weights are ranked
     together, at the same budget.
     `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the network's function
@@ -51,11 +53,11 @@ class N2NSkip:
     ratio: float | Literal["learned"]
     hops: tuple[int, ...] = (3,)
     placement: Placement = "every"
-    wiring: Wiring = "paper"
+    wiring: Wiring = "linear"
     kernel: Kernel = "target"
     resolution: Resolution = "stride"
     share: Literal["uniform", "global"] = "uniform"
-    pattern: Literal["random", "identity", "scored"] = "random"
+    pattern: Literal["random", "identity", "scored"] = "identity"
     degrees: Literal["uniform", "lognormal"] = "uniform"
     branch_norm: Literal["none", "batch"] = "none"
     init: Literal["kaiming", "zero"] = "kaiming"

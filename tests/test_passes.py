@@ -293,7 +293,7 @@ def test_the_global_generators_are_not_moved(passes: list[Pass]) -> None:
 
 
 def test_another_seed_gives_other_masks_and_other_branch_weights() -> None:
-    pipeline = Pipeline([RandomPruning(0.3), N2NSkip(0.3)])
+    pipeline = Pipeline([RandomPruning(0.3), N2NSkip(0.3, pattern="random")])
     one, other = (pipeline(network("vgg"), seed=seed).network for seed in (1, 2))
     assert [*one.masks] == [*other.masks]
     assert not any(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
@@ -576,7 +576,7 @@ def test_eq_2_is_refused_behind_a_nonlinearity_that_is_not_0_at_0(
     nonlinearity: type[nn.Module],
 ) -> None:
     reference = chain(*dense(8, 8, nonlinearity), *dense(8, 8, nonlinearity), shape=(8,))
-    told = refused([N2NSkip(0.1, hops=(2,))], reference)
+    told = refused([N2NSkip(0.1, hops=(2,), wiring="paper")], reference)
     assert "the nonlinearity of 2 is not 0 at 0" in told
     assert "wiring linear or joint would do" in told
     for wiring in ("linear", "joint"):
@@ -589,7 +589,8 @@ def test_eq_2_works_behind_every_nonlinearity_that_is_0_at_0(
     nonlinearity: type[nn.Module],
 ) -> None:
     reference = chain(*dense(8, 8, nonlinearity), *dense(8, 8, nonlinearity), shape=(8,))
-    assert len(Pipeline([N2NSkip(0.1, hops=(2,))])(reference).network.skips) == 1
+    operation = N2NSkip(0.1, hops=(2,), wiring="paper")
+    assert len(Pipeline([operation])(reference).network.skips) == 1
 
 
 def test_masks_of_unknown_origin_are_not_replaced_by_others() -> None:

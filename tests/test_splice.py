@@ -6,7 +6,7 @@ Run with --update-golden to write the files anew, and read the difference before
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -81,24 +81,25 @@ def residual() -> nn.Module:
 
 
 IMAGE = torch.zeros(1, 3, 8, 8)
+drawn = partial(N2NSkip, pattern="random")
 CASES = {
-    "chain_paper": (chain, N2NSkip(ratio=0.5, hops=(2,))),
+    "chain_paper": (chain, drawn(ratio=0.5, hops=(2,), wiring="paper")),
     "chain_linear_norm": (
         chain,
-        N2NSkip(ratio=0.5, hops=(2,), wiring="linear", branch_norm="batch"),
+        drawn(ratio=0.5, hops=(2,), wiring="linear", branch_norm="batch"),
     ),
-    "chain_joint": (chain, N2NSkip(ratio=0.5, hops=(2,), wiring="joint")),
-    "chain_two_hops": (chain, N2NSkip(ratio=0.5, hops=(2, 3))),
-    "chain_pool": (chain, N2NSkip(ratio=0.5, hops=(2,), resolution="pool")),
-    "chain_released_vgg": (chain, N2NSkip(ratio=0.3, hops=(2,), wiring="released-vgg")),
+    "chain_joint": (chain, drawn(ratio=0.5, hops=(2,), wiring="joint")),
+    "chain_two_hops": (chain, drawn(ratio=0.5, hops=(2, 3), wiring="paper")),
+    "chain_pool": (chain, drawn(ratio=0.5, hops=(2,), resolution="pool", wiring="paper")),
+    "chain_released_vgg": (chain, drawn(ratio=0.3, hops=(2,), wiring="released-vgg")),
     "chain_resskip": (chain, ResSkip(hops=(2,))),
-    "residual_paper": (residual, N2NSkip(ratio=0.5, hops=(3,))),
-    "residual_joint": (residual, N2NSkip(ratio=0.5, hops=(3,), wiring="joint")),
-    "fused_paper": (fused, N2NSkip(ratio=0.5, hops=(1, 2))),
-    "layouts_linear": (Mixed, N2NSkip(ratio=0.3, hops=(2,), wiring="linear")),
-    "layouts_paper_norm": (Mixed, N2NSkip(ratio=0.3, hops=(2,), branch_norm="batch")),
+    "residual_paper": (residual, drawn(ratio=0.5, hops=(3,), wiring="paper")),
+    "residual_joint": (residual, drawn(ratio=0.5, hops=(3,), wiring="joint")),
+    "fused_paper": (fused, drawn(ratio=0.5, hops=(1, 2), wiring="paper")),
+    "layouts_linear": (Mixed, drawn(ratio=0.3, hops=(2,), wiring="linear")),
+    "layouts_paper_norm": (Mixed, drawn(ratio=0.3, hops=(2,), branch_norm="batch", wiring="paper")),
     "layouts_resskip": (Mixed, ResSkip(hops=(2,))),
-    "reread_linear": (Reread, N2NSkip(ratio=0.5, hops=(2,), wiring="linear")),
+    "reread_linear": (Reread, drawn(ratio=0.5, hops=(2,), wiring="linear")),
 }
 
 
@@ -283,7 +284,7 @@ def assert_every_node_knows_its_shape(network: Network, x: Tensor) -> None:
 
 
 def test_every_node_of_a_branch_knows_its_shape() -> None:
-    network = spliced(chain(), N2NSkip(ratio=0.4, hops=(2, 3), branch_norm="batch"))
+    network = spliced(chain(), drawn(ratio=0.4, hops=(2, 3), wiring="paper", branch_norm="batch"))
     assert_every_node_knows_its_shape(network, torch.randn(1, 3, 8, 8))
 
 

@@ -139,7 +139,7 @@ def with_module(**options: Any) -> Callable[[], object]:
         (with_module(hops=3), "hops"),
         (with_module(wiring="eq2"), "wiring"),
         (with_module(pattern="diagonal"), "pattern"),
-        (with_module(init="zero"), "init 'zero'"),
+        (with_module(wiring="paper", init="zero"), "init 'zero'"),
         (with_module(allocation="earth"), "allocation"),
         (with_module(floor=-1), "floor"),
         (with_module(ends="open"), "ends"),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -22,6 +23,8 @@ from n2nfx.network import Network
 from n2nfx.sites import Sites
 from n2nfx.wiring import Branches, Options, find_branches
 
+eq_2 = partial(Options, wiring="paper")
+
 
 def network(*layers: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> Network:
     return n2nfx.trace(nn.Sequential(*layers), torch.zeros(1, *shape))
@@ -36,7 +39,7 @@ def ends(branches: Branches) -> list[tuple[str, str]]:
 
 
 def test_the_input_is_layer_zero_and_every_pair_of_the_hop_is_there() -> None:
-    branches = find_branches(build_mlp(), Options(hops=(3,)))
+    branches = find_branches(build_mlp(), eq_2(hops=(3,)))
     assert ends(branches) == [("input", "4"), ("0", "6")]
     assert [skip.weight_shape for skip in branches.skips] == [(128, 3072), (64, 512)]
     assert [skip.inner for skip in branches.skips] == [True, False]
@@ -49,7 +52,7 @@ def build_mlp() -> Network:
 @pytest.mark.parametrize("hop", [1, 2, 3, 4, 5])
 def test_a_chain_of_n_layers_has_n_minus_hop_plus_one_pairs(hop: int) -> None:
     chain = network(*conv(3, 4), *conv(4, 5), *conv(5, 6), *conv(6, 7))
-    assert len(find_branches(chain, Options(hops=(hop,))).skips) == max(0, 4 - hop + 1)
+    assert len(find_branches(chain, eq_2(hops=(hop,))).skips) == max(0, 4 - hop + 1)
 
 
 def test_a_hop_is_the_longest_path_so_identities_make_no_shortcuts() -> None:
@@ -69,7 +72,7 @@ def test_a_hop_is_the_longest_path_so_identities_make_no_shortcuts() -> None:
 
 def test_two_layers_that_share_an_activation_give_one_branch() -> None:
     resnet = n2nfx.trace(build("torchvision:resnet18").module, torch.zeros(1, 3, 64, 64))
-    branches = find_branches(resnet, Options(hops=(3,)))
+    branches = find_branches(resnet, eq_2(hops=(3,)))
     sources = [skip.source for skip in branches.skips if skip.target == "layer3.0.conv1"]
     assert sources == ["layer2.0.conv2"]
     twins = [refusal for refusal in branches.refused if refusal.reason.startswith("the same")]
@@ -91,7 +94,7 @@ def test_a_branch_meets_its_targets_shape_exactly(
         *(nn.Conv2d(4, 5, kernel, second, padding=kernel // 2), nn.ReLU()),
         shape=(3, size, size),
     )
-    for skip in find_branches(chain, Options(hops=(1, 2))).skips:
+    for skip in find_branches(chain, eq_2(hops=(1, 2))).skips:
         at = {"input": (3, size, size)} | {layer.name: layer.writes for layer in chain.layers}
         x = torch.zeros(1, *at[skip.source])
         if skip.pool is not None:
@@ -106,19 +109,19 @@ def test_a_branch_meets_its_targets_shape_exactly(
 
 def test_sizes_that_do_not_divide_are_averaged_first() -> None:
     chain = network(*conv(3, 4), nn.AdaptiveAvgPool2d(3), *conv(4, 5))
-    (skip,) = find_branches(chain, Options(hops=(2,))).skips
+    (skip,) = find_branches(chain, eq_2(hops=(2,))).skips
     assert (skip.pool, skip.stride, skip.padding) == ((3, 3), (1, 1), (1, 1))
 
 
 def test_a_vector_target_reads_the_average_over_all_places() -> None:
     chain = network(*conv(3, 4), *conv(4, 5), nn.Flatten(), nn.Linear(5 * 64, 6))
-    (skip,) = [s for s in find_branches(chain, Options(hops=(2,))).skips if s.target == "5"]
+    (skip,) = [s for s in find_branches(chain, eq_2(hops=(2,))).skips if s.target == "5"]
     assert (skip.source, skip.kind, skip.pool, skip.weight_shape) == ("0", "linear", (1, 1), (6, 4))
 
 
 def test_a_larger_target_is_refused_with_both_sizes() -> None:
     chain = network(*conv(3, 4, stride=2), nn.Upsample(scale_factor=2), *conv(4, 5))
-    (refusal,) = find_branches(chain, Options(hops=(1,))).refused
+    (refusal,) = find_branches(chain, eq_2(hops=(1,))).refused
     assert "4x4 to 8x8" in refusal.reason
 
 
@@ -131,7 +134,7 @@ def test_a_layer_called_twice_is_no_end_of_a_branch() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(functional.relu(self.conv(x)))
 
-    branches = find_branches(n2nfx.trace(Twice(), torch.zeros(1, 3, 4, 4)), Options(hops=(1, 2)))
+    branches = find_branches(n2nfx.trace(Twice(), torch.zeros(1, 3, 4, 4)), eq_2(hops=(1, 2)))
     assert not branches.skips
     assert {refusal.reason for refusal in branches.refused} == {"conv is called 2 times"}
 
@@ -149,7 +152,7 @@ def test_a_squeeze_excite_gate_counts_for_nothing_and_ends_no_branch() -> None:
             return functional.relu(self.second(x * torch.sigmoid(self.excite(gate))))
 
     gated = n2nfx.trace(Gated(), torch.zeros(1, 3, 6, 6))
-    branches = find_branches(gated, Options(hops=(1, 2)))
+    branches = find_branches(gated, eq_2(hops=(1, 2)))
     assert sorted(ends(branches)) == [("first", "second"), ("input", "first"), ("input", "second")]
 
 
@@ -161,7 +164,7 @@ def test_eq_2_needs_a_nonlinearity_that_is_zero_at_zero(
     nonlinearity: nn.Module, legal: bool
 ) -> None:
     chain = network(nn.Conv2d(3, 4, 1), nonlinearity)
-    paper = find_branches(chain, Options(hops=(1,)))
+    paper = find_branches(chain, eq_2(hops=(1,)))
     assert bool(paper.skips) == legal
     assert legal or "not 0 at 0" in paper.refused[0].reason
     assert find_branches(chain, Options(hops=(1,), wiring="linear")).skips
@@ -177,7 +180,7 @@ def test_a_folded_batch_is_refused_with_both_numbers() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(functional.relu(self.conv(x)).permute(0, 2, 3, 1).reshape(-1, 4))
 
-    branches = find_branches(n2nfx.trace(Folded(), torch.zeros(1, 3, 4, 4)), Options(hops=(1,)))
+    branches = find_branches(n2nfx.trace(Folded(), torch.zeros(1, 3, 4, 4)), eq_2(hops=(1,)))
     reasons = {(r.source, r.target): r.reason for r in branches.refused}
     assert "not folded at the source and folded 16 times" in reasons["conv", "head"]
 
@@ -185,13 +188,13 @@ def test_a_folded_batch_is_refused_with_both_numbers() -> None:
 def test_blocks_lie_end_to_end_and_stages_take_each_change_of_resolution_once() -> None:
     vgg = n2nfx.trace(build("n2nfx:vgg19_cifar").module, torch.zeros(1, 3, 32, 32))
     order = {"input": 0} | {layer.name: index + 1 for index, layer in enumerate(vgg.layers)}
-    blocks = find_branches(vgg, Options(hops=(3,), placement="blocks"))
+    blocks = find_branches(vgg, eq_2(hops=(3,), placement="blocks"))
     spans = [(order[skip.source], order[skip.target]) for skip in blocks.skips]
     assert spans[0][0] == 0
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
-    stages = find_branches(vgg, Options(hops=(3,), placement="stages"))
+    stages = find_branches(vgg, eq_2(hops=(3,), placement="stages"))
     assert len({skip.places for skip in stages.skips}) == len(stages.skips) == 5
-    every = find_branches(vgg, Options(hops=(3,)))
+    every = find_branches(vgg, eq_2(hops=(3,)))
     for fewer in (blocks, stages):
         assert len(fewer.skips) + len(fewer.refused) == len(every.skips) + len(every.refused)
 
@@ -218,7 +221,7 @@ def test_no_pair_is_both_legal_and_refused_or_told_twice() -> None:
     placements: tuple[Literal["every", "blocks", "stages"], ...] = ("every", "blocks", "stages")
     resnet = n2nfx.trace(build("timm:resnet18").module, torch.zeros(1, 3, 64, 64))
     for placement in placements:
-        branches = find_branches(resnet, Options(hops=(1, 2, 3), placement=placement))
+        branches = find_branches(resnet, eq_2(hops=(1, 2, 3), placement=placement))
         told = ends(branches) + [(refusal.source, refusal.target) for refusal in branches.refused]
         assert len(told) == len(set(told))
 
@@ -242,14 +245,14 @@ def named(**layers: nn.Module) -> Network:
 
 def test_branches_have_names_of_their_own_whatever_the_layers_are_called() -> None:
     layers = {name: nn.Conv2d(3, 3, 1) for name in ("a", "a__b", "b__c", "c", "skips", "skips_")}
-    branches = find_branches(named(**layers), Options(hops=(1, 2, 3)))
+    branches = find_branches(named(**layers), eq_2(hops=(1, 2, 3)))
     names = [skip.name for skip in branches.skips]
     assert len(names) == len(set(names))
     assert all(name.startswith("skips__.") for name in names)
 
 
 def test_a_nonlinearity_that_draws_is_refused_inside_a_branch() -> None:
-    branches = find_branches(network(nn.Conv2d(3, 4, 1), nn.RReLU()), Options(hops=(1,)))
+    branches = find_branches(network(nn.Conv2d(3, 4, 1), nn.RReLU()), eq_2(hops=(1,)))
     assert "draws at random" in branches.refused[0].reason
 
 
@@ -258,7 +261,7 @@ def test_a_nonlinearity_is_tried_in_any_precision_and_without_its_hooks() -> Non
     prelu.register_forward_hook(lambda *_: pytest.fail("it was called"))
     double = nn.Sequential(nn.Conv2d(3, 4, 1).double(), prelu)
     traced = n2nfx.trace(double, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
-    assert find_branches(traced, Options(hops=(1,))).skips
+    assert find_branches(traced, eq_2(hops=(1,))).skips
 
 
 def test_a_batch_that_is_squeezed_away_for_one_example_is_refused_not_stumbled_over() -> None:
@@ -271,7 +274,7 @@ def test_a_batch_that_is_squeezed_away_for_one_example_is_refused_not_stumbled_o
             pooled = functional.adaptive_avg_pool2d(functional.relu(self.conv(x)), 1).squeeze()
             return functional.relu(self.head(pooled))
 
-    branches = find_branches(n2nfx.trace(Squeezed(), torch.zeros(2, 3, 4, 4)), Options(hops=(1,)))
+    branches = find_branches(n2nfx.trace(Squeezed(), torch.zeros(2, 3, 4, 4)), eq_2(hops=(1,)))
     assert ends(branches) == [("input", "conv")]
     assert [(r.source, r.target) for r in branches.refused] == [("conv", "head")]
 
@@ -299,7 +302,7 @@ def told(branches: Branches) -> set[tuple[str, str, int]]:
 
 
 def test_where_shapes_forbid_a_pair_the_chain_goes_on_to_the_next_layer_that_fits() -> None:
-    branches = find_branches(in_turns("a", "w1", "b", "w2"), Options(hops=(1,)))
+    branches = find_branches(in_turns("a", "w1", "b", "w2"), eq_2(hops=(1,)))
     assert spans(branches) == [("input", "a", 1), ("a", "b", 2), ("w1", "w2", 2)]
     assert told(branches) == {("a", "w1", 1), ("w1", "b", 1), ("b", "w2", 1)}
     assert all("folded 4 times" in refusal.reason for refusal in branches.refused)
@@ -307,7 +310,7 @@ def test_where_shapes_forbid_a_pair_the_chain_goes_on_to_the_next_layer_that_fit
 
 def test_a_chain_goes_on_up_to_twice_the_hop() -> None:
     network = in_turns("a", "w1", "w2", "w3", "b", "c", "d")
-    one, two = (find_branches(network, Options(hops=(hop,))) for hop in (1, 2))
+    one, two = (find_branches(network, eq_2(hops=(hop,))) for hop in (1, 2))
     assert not [span for span in spans(one) if span[0] == "a"]  # b is 4 away
     assert ("a", "w2", 2) in told(one)
     assert [span for span in spans(two) if span[0] == "a"] == [("a", "b", 4)]
@@ -317,8 +320,8 @@ def test_a_chain_goes_on_up_to_twice_the_hop() -> None:
 
 def test_a_pair_that_fits_ends_the_search_and_no_branch_is_there_twice() -> None:
     network = in_turns("a", "w1", "b", "w2", "c")
-    each = [spans(find_branches(network, Options(hops=(hop,)))) for hop in (1, 2)]
-    both = find_branches(network, Options(hops=(1, 2)))
+    each = [spans(find_branches(network, eq_2(hops=(hop,)))) for hop in (1, 2)]
+    both = find_branches(network, eq_2(hops=(1, 2)))
     assert ("a", "b", 2) in each[0]
     assert ("a", "b", 2) in each[1]
     assert sorted(spans(both)) == sorted({*each[0], *each[1]})
@@ -328,7 +331,7 @@ def test_a_pair_that_fits_ends_the_search_and_no_branch_is_there_twice() -> None
 
 def test_a_chain_does_not_go_on_for_other_reasons_than_shape() -> None:
     network = in_turns("a", "b", "c", then=torch.sigmoid)
-    branches = find_branches(network, Options(hops=(1,)))
+    branches = find_branches(network, eq_2(hops=(1,)))
     assert not branches.skips
     assert told(branches) == {("input", "a", 1), ("a", "b", 1), ("b", "c", 1)}
     linear = find_branches(network, Options(hops=(1,), wiring="linear"))
@@ -343,7 +346,7 @@ def test_a_larger_map_is_passed_over() -> None:
 
     convolutions = {name: nn.Conv2d(3, 3, 3, padding=1) for name in "abcd"}
     branches = find_branches(
-        n2nfx.trace(Model(hourglass, **convolutions), torch.zeros(1, 3, 8, 8)), Options(hops=(1,))
+        n2nfx.trace(Model(hourglass, **convolutions), torch.zeros(1, 3, 8, 8)), eq_2(hops=(1,))
     )
     assert ("b", "d", 2) in spans(branches)
     assert {refusal.reason for refusal in branches.refused} == {"the target is larger: 4x4 to 8x8"}
@@ -362,8 +365,7 @@ def test_attention_with_its_sequence_first_is_no_gate() -> None:
     depths = {sites.sites[number].name: depth for number, depth in sites.depths().items()}
     assert max(depths.values()) == 8
     found = {
-        (skip.source, skip.target): skip
-        for skip in find_branches(network, Options(hops=(4,))).skips
+        (skip.source, skip.target): skip for skip in find_branches(network, eq_2(hops=(4,))).skips
     }
     out = found[
         "body.layers.0.self_attn.out_proj.weight", "body.layers.1.self_attn.out_proj.weight"
@@ -381,7 +383,7 @@ def test_ends_with_other_numbers_than_floats_of_one_kind_are_refused() -> None:
         "c": nn.Linear(3, 3, dtype=torch.complex64),
     }
     branches = find_branches(
-        n2nfx.trace(Model(mixed, **layers), torch.zeros(1, 3)), Options(hops=(1,))
+        n2nfx.trace(Model(mixed, **layers), torch.zeros(1, 3)), eq_2(hops=(1,))
     )
     reasons = {refusal.target: refusal.reason for refusal in branches.refused}
     assert reasons == {
@@ -395,7 +397,7 @@ def test_a_layer_that_is_called_twice_is_told_of_once() -> None:
         return m.b(m.a(x) + m.a(-x))  # type: ignore[operator]
 
     network = n2nfx.trace(Model(twice, a=nn.Linear(3, 3), b=nn.Linear(3, 3)), torch.zeros(1, 3))
-    branches = find_branches(network, Options(hops=(1,)))
+    branches = find_branches(network, eq_2(hops=(1,)))
     assert told(branches) == {("input", "a", 1), ("a", "b", 1)}
     assert len(branches.refused) == 2
 
@@ -410,10 +412,10 @@ def test_eq_2s_nonlinearity_is_tried_on_tokens_and_maps_alike(
     tokens = network(nn.Linear(4, 6), nonlinearity, shape=(5, 4))
     last = network(nn.Linear(4, 6), nonlinearity, shape=(5, 2, 4))
     for each in (tokens, last):
-        assert bool(find_branches(each, Options(hops=(1,))).skips) == legal
+        assert bool(find_branches(each, eq_2(hops=(1,))).skips) == legal
 
 
 def test_stages_are_changes_of_resolution_whatever_the_layout() -> None:
     pyramid = n2nfx.trace(timm.create_model("pvt_v2_b0", num_classes=3), torch.zeros(1, 3, 32, 32))
-    stages = find_branches(pyramid, Options(hops=(3,), placement="stages", wiring="linear"))
+    stages = find_branches(pyramid, eq_2(hops=(3,), placement="stages", wiring="linear"))
     assert [prod(skip.places) for skip in stages.skips] == [64, 16, 4, 1]

@@ -53,7 +53,7 @@ def choice(name: str, *known: str, help: str) -> Callable[[Command], Command]:
 
 
 hops = partial(click.option, "--hops", type=Numbers(), show_default=True)
-wiring = partial(choice, "--wiring", "paper", "linear", "joint", "released-vgg")
+wiring = partial(choice, "--wiring", "linear", "paper", "joint", "released-vgg")
 num_classes = click.option(
     "--num-classes", type=int, help="Classes of the model; its zoo's default if absent."
 )

@@ -40,8 +40,8 @@ SCHEMA = "n2nfx.transform/1"
     "--placement", "every", "blocks", "stages", help="Which legal pairs of layers get a branch."
 )
 @options.wiring(
-    help="Where a branch enters its target: Eq. 2, without the inner nonlinearity, before the "
-    "norm, or as in the authors' VGG."
+    help="Where a branch enters its target: behind the norm, the same with an inner nonlinearity "
+    "(Eq. 2), before the norm, or as in the authors' VGG."
 )
 @click.option(
     "--kernel",
@@ -57,7 +57,7 @@ SCHEMA = "n2nfx.transform/1"
     "global",
     help="What each branch gets: the same density, or by the pruner's scores.",
 )
-@options.choice("--pattern", "random", "identity", "scored", help="Which neurons a branch joins.")
+@options.choice("--pattern", "identity", "random", "scored", help="Which neurons a branch joins.")
 @options.choice(
     "--degrees",
     "uniform",
