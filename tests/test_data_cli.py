@@ -185,15 +185,16 @@ def test_transform_hands_on_the_first_images_and_takes_the_datas_input_and_class
         return real(steps, network, probe)  # pyright: ignore
 
     monkeypatch.setattr(operate, "apply", spy)
-    result = transformed(net, "--batch-size", "7", "--json")
+    result = transformed(net, "--batch-size", "3", "--batches", "2", "--json")
     assert result.exit_code == 0, result.output
-    ((inputs, labels),) = seen
-    first, named = load("fashion-mnist").first(7)
+    assert [len(labels) for _, labels in seen] == [3, 3]
+    inputs, labels = map(torch.cat, zip(*seen, strict=True))
+    first, named = load("fashion-mnist").first(6)
     assert torch.equal(inputs, first)
     assert torch.equal(labels, named)
     data = json.loads(result.stdout)
     asked = data["asked"]
-    assert (asked["data"], asked["batch_size"]) == ("fashion-mnist", 7)
+    assert (asked["data"], asked["batch_size"], asked["batches"]) == ("fashion-mnist", 3, 2)
     assert (asked["input_shape"], asked["num_classes"]) == ([1, 6, 6], 10)
     assert data["ledger"][-1]["shape"] == [10, 4]
     assert "--input 1,6,6" in result.stderr

@@ -12,7 +12,7 @@ from n2nfx.cli import options
 from n2nfx.cli.options import NumberOr
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from n2nfx.training.data import Data
 
 SCHEMA = "n2nfx.transform/1"
 
@@ -116,6 +116,13 @@ SCHEMA = "n2nfx.transform/1"
     show_default=True,
     help="Images of it: the first of the training set, as they are.",
 )
+@click.option(
+    "--batches",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many such batches count as one, which takes the memory of one.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write the artifact to.")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there already.")
 @options.as_json
@@ -124,6 +131,7 @@ def transform(
     data: str | None,
     data_root: Path | None,
     batch_size: int,
+    batches: int,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -145,12 +153,15 @@ def transform(
         artifact.require_free(out, force)
     batch = None
     if data is not None:
-        batch, asked = _first_batch(model, data, data_root, batch_size, asked)
+        found, asked = _fitted(model, data, data_root, asked)
+        inputs, labels = found.first(batch_size * batches)
+        batch = [*zip(inputs.split(batch_size), labels.split(batch_size), strict=True)]
     with narrated():
         outcome = operate(model, batch=batch, **asked)
         files = outcome.save(out, force=force) if out is not None else ()
     if as_json:
-        words = {"model": model, "data": data, "batch_size": batch_size if data else None}
+        sizes = (batch_size, batches) if data is not None else (None, None)
+        words = {"model": model, "data": data, "batch_size": sizes[0], "batches": sizes[1]}
         told = {"schema": SCHEMA, "asked": {**words, **asked}, **as_data(outcome)}
         click.echo(json.dumps({**told, "files": [str(file) for file in files]}, indent=2))
         return
@@ -163,10 +174,10 @@ def transform(
         click.echo(f"Next: {shlex.join(['python', '-c', code])}")
 
 
-def _first_batch(
-    model: str, data: str, root: Path | None, size: int, asked: dict[str, Any]
-) -> tuple[tuple["Tensor", "Tensor"], dict[str, Any]]:
-    """The batch, and what was asked, with the data's input and classes where none were given.
+def _fitted(
+    model: str, data: str, root: Path | None, asked: dict[str, Any]
+) -> tuple["Data", dict[str, Any]]:
+    """The data, and what was asked, with the data's input and classes where none were given.
 
     Networks of ours are made for one size; images that are smaller are padded to it.
     """
@@ -183,4 +194,4 @@ def _first_batch(
         shape = ",".join(map(str, found.shape))
         click.echo(f"{data}: --input {shape}; a larger one pads the images", err=True)
     given = {key: value for key, value in asked.items() if value is not None}
-    return found.first(size), {**own, **given}
+    return found, {**own, **given}
