@@ -185,7 +185,7 @@ def test_force_replaces_an_older_artifact(tmp_path: Path) -> None:
         ([*MLP, "--hops", "two"], 2, "two"),
         ([*MLP, "--kernel", "2"], 2, "odd"),
         ([*MLP, "--wiring", "papper"], 2, "paper"),
-        ([*MLP, "--init", "zero"], 2, "linear"),
+        ([*MLP, "--wiring", "paper", "--init", "zero"], 2, "linear"),
         ([*MLP, "--skip-ration", "0.5"], 2, "--skip-ratio"),
         ([*MLP, "--hops", "9"], 3, "Hops that would do: 1, 2"),
         ([*MLP[:2], "--density", "0.9", "--skip-ratio", "0.9"], 3, "hold at most 425,984"),
