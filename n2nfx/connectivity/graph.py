@@ -1,0 +1,162 @@
+"""A channel graph: nodes are channels, edges the aggregated weights between them; no torch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from n2nfx.errors import UsageError
+
+Kind = Literal["input", "layer", "hub"]
+Aggregation = Literal["abs_sum", "l2", "count", "binary"]
+Residual = Literal["identity", "merge"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive nodes of a graph: the channels of an input, a layer or a hub."""
+
+    name: str
+    kind: Kind
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The edges between two groups, `source` before `target` in the graph's order.
+
+    `weights` is (size of target, size of source) in float64, nonnegative; `names` are the weights
+    that it was summed up from, none for edges that no weight stands for (identities, hubs).
+    """
+
+    source: int
+    target: int
+    weights: np.ndarray | sparse.csr_array
+    names: tuple[str, ...] = ()
+
+    @property
+    def edges(self) -> int:
+        """Pairs of channels with a weight between them."""
+        if isinstance(self.weights, np.ndarray):
+            return int(np.count_nonzero(self.weights))
+        return int(self.weights.count_nonzero())
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """An undirected graph of nonnegative weights over n channels, in groups that follow each other.
+
+    `aggregation` says how a kernel became one weight, `residual` what a sum is, and `hubs` names
+    the operations that no rule describes: each is a node of its own, joined to all it reads.
+    Raises `UsageError` for no nodes, and for weights that are negative (the Laplacian would be
+    indefinite, and its heat grow without bound), infinite or NaN, with the layer's name.
+    """
+
+    groups: tuple[Group, ...]
+    blocks: tuple[Block, ...]
+    aggregation: Aggregation = "abs_sum"
+    residual: Residual = "identity"
+    hubs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.n:
+            raise UsageError("the graph has no nodes")
+        pairs = [(block.source, block.target) for block in self.blocks]
+        if len(set(pairs)) < len(pairs):
+            raise UsageError("two blocks join the same groups; add them up first")
+        for block in self.blocks:
+            self._check(block)
+
+    def _check(self, block: Block) -> None:
+        if not 0 <= block.source < block.target < len(self.groups):
+            raise UsageError(
+                f"a block joins groups {block.source} and {block.target} of "
+                f"{len(self.groups)}; its source must come before its target"
+            )
+        source, target = self.groups[block.source], self.groups[block.target]
+        told = f"the edges from {source.name} to {target.name}"
+        if block.weights.shape != (target.size, source.size):
+            raise UsageError(
+                f"{told} have shape {block.weights.shape}, not {(target.size, source.size)}"
+            )
+        values = block.weights if isinstance(block.weights, np.ndarray) else block.weights.data
+        if not np.isfinite(values).all():
+            raise UsageError(f"{told} are not all finite: look at the weights of {target.name}")
+        if values.size and values.min() < 0:
+            raise UsageError(
+                f"{told} are negative: heat needs nonnegative weights, since the Laplacian is "
+                "indefinite otherwise; take abs_sum, l2, count or binary"
+            )
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first node of every group, and the number of nodes at the end."""
+        sizes = np.cumsum([0, *(group.size for group in self.groups)])
+        return tuple(int(start) for start in sizes)
+
+    @property
+    def n(self) -> int:
+        """Number of nodes."""
+        return sum(group.size for group in self.groups)
+
+    @cached_property
+    def edges(self) -> int:
+        """Number of edges: pairs of nodes with a weight between them, each counted once."""
+        return sum(block.edges for block in self.blocks)
+
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """(n,) float64, 1 at the input's channels and 0 elsewhere (A of Eq. 4)."""
+        return np.concatenate(
+            [np.full(group.size, float(group.kind == "input")) for group in self.groups]
+        )
+
+    @cached_property
+    def degrees(self) -> np.ndarray:
+        """(n,) float64, the sum of the weights at every node (D of Eq. 3)."""
+        found = np.zeros(self.n)
+        for block in self.blocks:
+            source, target = self.span(block.source), self.span(block.target)
+            found[target] += np.asarray(block.weights.sum(axis=1)).ravel()
+            found[source] += np.asarray(block.weights.sum(axis=0)).ravel()
+        return found
+
+    def span(self, group: int) -> slice:
+        """The nodes of a group."""
+        return slice(self.starts[group], self.starts[group + 1])
+
+    def to_scipy(self) -> sparse.csr_array:
+        """The symmetric (n, n) matrix of weights W, in CSR."""
+        rows, columns, values = self._entries()
+        shape = (self.n, self.n)
+        upper = sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
+        return sparse.csr_array(upper + upper.T)
+
+    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every edge once: its nodes, source first, and its weight."""
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
+            (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        ]
+        for block in self.blocks:
+            found = sparse.coo_array(block.weights)
+            kept = found.data != 0
+            rows = found.coords[1][kept].astype(np.int64) + self.starts[block.source]
+            columns = found.coords[0][kept].astype(np.int64) + self.starts[block.target]
+            parts.append((rows, columns, found.data[kept].astype(np.float64)))
+        sources, targets, values = zip(*parts, strict=True)
+        return np.concatenate(sources), np.concatenate(targets), np.concatenate(values)
+
+
+def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, np.ndarray]]) -> ChannelGraph:
+    """A graph of layers whose first is the input, from (source, target, weights) of each block.
+
+    What tests and closed forms use: a layer's nodes have consecutive numbers.
+    """
+    groups = tuple(
+        Group(f"layer{place}" if place else "input", "layer" if place else "input", size)
+        for place, size in enumerate(sizes)
+    )
+    return ChannelGraph(groups, tuple(Block(*block) for block in weights))
