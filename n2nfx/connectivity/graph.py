@@ -10,25 +10,33 @@ from scipy import sparse
 
 from n2nfx.errors import UsageError
 
-Kind = Literal["input", "layer", "hub"]
+Kind = Literal["input", "constant", "layer", "gate", "hub"]
 Aggregation = Literal["abs_sum", "l2", "count", "binary"]
 Residual = Literal["identity", "merge"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive nodes of a graph: the channels of an input, a layer or a hub."""
+    """Consecutive nodes of a graph: the channels of an input or a layer, or others that join them.
+
+    A `constant` is what a layer reads that depends on no input; a `gate` stands between channels
+    that act on others all together, such as queries and keys; a `hub` is an operation without a
+    rule. `channels` are the layer's channels that the nodes stand for, where not all of them do,
+    since some were merged into earlier nodes.
+    """
 
     name: str
     kind: Kind
     size: int
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """The edges between two groups, `source` before `target` in the graph's order.
 
-    `weights` is (size of target, size of source) in float64, nonnegative; `names` are the weights
+    Edges inside a group (a half of its channels times the other) have it for both, and each of
+    them is there once, from the earlier node to the later: below the diagonal. `weights` is (size of target, size of source) in float64, nonnegative; `names` are the weights
     that it was summed up from, none for edges that no weight stands for (identities, hubs).
     """
 
@@ -71,7 +79,7 @@ class ChannelGraph:
             self._check(block)
 
     def _check(self, block: Block) -> None:
-        if not 0 <= block.source < block.target < len(self.groups):
+        if not 0 <= block.source <= block.target < len(self.groups):
             raise UsageError(
                 f"a block joins groups {block.source} and {block.target} of "
                 f"{len(self.groups)}; its source must come before its target"
@@ -82,6 +90,8 @@ class ChannelGraph:
             raise UsageError(
                 f"{told} have shape {block.weights.shape}, not {(target.size, source.size)}"
             )
+        if source is target and sparse.triu(block.weights).count_nonzero():
+            raise UsageError(f"{told} must be below the diagonal, so that each is there once")
         values = block.weights if isinstance(block.weights, np.ndarray) else block.weights.data
         if not np.isfinite(values).all():
             raise UsageError(f"{told} are not all finite: look at the weights of {target.name}")
