@@ -1,7 +1,6 @@
 """What `n2nfx analyze` finds of the graphs it is given: loaded, measured, compared, drawn."""
 
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from n2nfx.source import network_of
 _log = logging.getLogger("n2nfx.analyze")
 _EXACT = 2_000  # nodes up to which alpha is exact unless asked otherwise: a second or two
 _POINTS = 60  # of a curve in a picture
+_CURVE = 1e-3, 20.0  # its times, in units of 1 / the reference's smallest nonzero eigenvalue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class Asked:
         """What `measure` takes as times, one after the other."""
         if self.times is not None:
             return (self.times,)
-        return ("reference", "degree") if self.time_convention == "both" else (self.time_convention,)
+        both = "reference", "degree"
+        return both if self.time_convention == "both" else (self.time_convention,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +77,17 @@ class Subject:
 class Study:
     """Everything that was found: the reference comes first, where anything is compared.
 
-    `comparisons` has, for every other subject, one comparison a convention; `graph_of_a` is the
-    graph of the first argument.
+    `comparisons` has, for every other subject, one comparison a convention.
     """
 
+    asked: Asked
     subjects: tuple[Subject, ...]
     comparisons: tuple[tuple[Comparison, ...], ...]
-    graph_of_a: ChannelGraph
+
+    @property
+    def graph_of_a(self) -> ChannelGraph:
+        """The graph of the first argument."""
+        return next(one.graph for one in self.subjects if one.name == self.asked.one)
 
 
 def study(**given: Any) -> Study:
@@ -106,7 +111,7 @@ def study(**given: Any) -> Study:
         _subject(name, graph, own, asked)
         for (name, graph), own in zip(graphs.items(), measured, strict=True)
     ]
-    return Study(tuple(subjects), tuple(comparisons), graphs[asked.one])
+    return Study(asked, tuple(subjects), tuple(comparisons))
 
 
 def _measured(name: str, graph: ChannelGraph, asked: Asked) -> tuple[Measured, ...]:
@@ -141,4 +146,61 @@ def _curve(graph: ChannelGraph, times: np.ndarray, asked: Asked) -> Scree:
 
 
 def _graphs(asked: Asked) -> dict[str, ChannelGraph]:
-    """The graphs by name, the reference first."""
+    """The graphs by name, the reference first.
+
+    Artifacts come before models that are named, which are built as the first of them was.
+    """
+    names = [name for name in (asked.reference, asked.one, asked.other) if name is not None]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} was given twice; a graph is compared with another")
+    origin, found = Origin(), dict[str, ChannelGraph]()
+    for name in sorted(names, key=lambda name: not Path(name).is_dir()):
+        _log.info("graph of %s", name)
+        found[name], own = _graph(name, asked, origin)
+        origin = own if origin == Origin() else origin
+    return {name: found[name] for name in names}
+
+
+def _graph(name: str, asked: Asked, origin: Origin) -> tuple[ChannelGraph, Origin]:
+    """One graph, and where its network came from."""
+    path = Path(name)
+    if path.suffix in SUFFIXES:
+        return load_graph(path), origin
+    network = load(path, asked.model) if path.is_dir() else _built(name, asked, origin)
+    graph = channel_graph(
+        network, weight=asked.weight, residual=asked.residual, strict=asked.strict
+    )
+    return graph, network.origin
+
+
+def _built(name: str, asked: Asked, origin: Origin) -> Network:
+    """A model as it is initialized: by what was asked, or else as another network's was."""
+    return network_of(
+        name,
+        seed=origin.seed if asked.seed is None else asked.seed,
+        num_classes=asked.num_classes or origin.num_classes,
+        input_shape=asked.input_shape or origin.input_shape,
+    )
+
+
+def draw(found: Study, path: Path) -> Path:
+    """Draw adjacency as in Fig. 3, and over time alpha as in Fig. 4, R(t) and F(t).
+
+    Curves run over times of their own, from early ones to where the reference is saturated.
+    """
+    from n2nfx.connectivity import plots
+
+    _log.info("drawing %s", path)
+    asked, graphs = found.asked, {one.name: one.graph for one in found.subjects}
+    smallest = found.subjects[0].smallest
+    if smallest is None:
+        return plots.save(plots.adjacency(graphs), path)
+    times = np.geomspace(*_CURVE, _POINTS) / smallest.value
+    reference, *others = graphs
+    measured = measure(graphs[reference], times)
+    compared = {name: compare_with(measured, graphs[name]) for name in others}
+    heats = {reference: measured.heat}
+    heats |= {name: one.graph.heat for name, one in compared.items()}
+    screes = {one.name: _curve(one.graph, times, asked) for one in found.subjects if one.curves}
+    return plots.save(plots.overview(graphs, screes, heats, compared), path)

@@ -91,7 +91,8 @@ def analyze(plot: Path | None, export: Path | None, as_json: bool, **asked: Any)
     and no --reference, A is the reference. A model that is named as a reference of an artifact is
     built as the artifact's was: with the same seed, classes and input.
     """
-    from n2nfx.cli.analysis import as_data, show, study
+    from n2nfx.cli.analysis import draw, study
+    from n2nfx.cli.findings import as_data, show
     from n2nfx.cli.narrate import narrated
 
     if plot is not None:
@@ -100,12 +101,12 @@ def analyze(plot: Path | None, export: Path | None, as_json: bool, **asked: Any)
         require_picture(plot)
     with narrated():
         found = study(**asked)
-        if export is not None:
-            found.graph_of_a.save(export)
+        files = [found.graph_of_a.save(export)] if export is not None else []
         if plot is not None:
-            found.draw(plot)
+            files.append(draw(found, plot))
     if as_json:
         data = {"schema": SCHEMA, "asked": asked, **as_data(found)}
+        data["files"] = [str(file) for file in files]
         click.echo(json.dumps(data, indent=2, allow_nan=False))
         return
-    show(found)
+    show(found, files)

@@ -6,14 +6,14 @@ no window is needed. numpy only, no torch.
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from scipy import sparse
 
 from n2nfx.atomic import put_file
@@ -30,30 +30,15 @@ _METADATA = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 def adjacency(graphs: Mapping[str, ChannelGraph]) -> Figure:
     """The binary adjacency matrices of graphs side by side, as in Fig. 3, by title."""
-    figure, axes = _row(len(graphs))
-    for axis, (title, graph) in zip(axes, graphs.items(), strict=True):
-        draw_adjacency(axis, graph, title)
+    figure = _figure(len(graphs), 1)
+    _draw_row(figure, [partial(draw_adjacency, graph, title) for title, graph in graphs.items()])
     return figure
 
 
 def scree(curves: Mapping[str, Scree]) -> Figure:
     """alpha(K, t) over t at every K, as in Fig. 4, by label; a band is an estimate's interval."""
-    figure, (axis,) = _row(1)
-    draw_scree(axis, curves)
-    return figure
-
-
-def heat(heats: Mapping[str, Heat]) -> Figure:
-    """R(t) = ||S(t) - S(infinity)|| over t of every graph, by label."""
-    figure, (axis,) = _row(1)
-    draw_residual(axis, heats)
-    return figure
-
-
-def distance(comparisons: Mapping[str, Comparison]) -> Figure:
-    """F(t) over t of every comparison, by label, with its bound and its value at infinity."""
-    figure, (axis,) = _row(1)
-    draw_distance(axis, comparisons)
+    figure = _figure(1, 1)
+    _draw_row(figure, [partial(draw_scree, curves)])
     return figure
 
 
@@ -63,23 +48,25 @@ def overview(
     heats: Mapping[str, Heat],
     comparisons: Mapping[str, Comparison],
 ) -> Figure:
-    """All of these in one picture: adjacency above; below, what there is of the curves."""
-    curves = [
-        (draw, given)
-        for draw, given in (
-            (draw_scree, screes), (draw_residual, heats), (draw_distance, comparisons),
-        )
-        if given
-    ]  # fmt: skip
-    columns = max(len(graphs), len(curves))
-    figure = Figure(figsize=(4.2 * columns, 8.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1)
-    for axis, (title, graph) in zip(above.subplots(1, len(graphs), squeeze=False)[0], graphs.items(), strict=True):
-        draw_adjacency(axis, graph, title)
-    for axis, (draw, given) in zip(below.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-        draw(axis, given)
+    """Adjacency above, by title; below, over time, alpha, R(t) and F(t), what there is of them."""
+    above = [partial(draw_adjacency, graph, title) for title, graph in graphs.items()]
+    curves = (draw_scree, screes), (draw_residual, heats), (draw_distance, comparisons)
+    below = [partial(draw, given) for draw, given in curves if given]
+    figure = _figure(max(len(above), len(below)), 2)
+    for part, row in zip(figure.subfigures(2, 1), (above, below), strict=True):
+        _draw_row(part, row)
     return figure
+
+
+def _figure(columns: int, rows: int) -> Figure:
+    figure = Figure(figsize=(4.2 * columns, 4.0 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_row(figure: FigureBase, row: Sequence[Callable[[Axes], None]]) -> None:
+    for axis, draw in zip(figure.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+        draw(axis)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -104,13 +91,14 @@ def require_picture(path: Path) -> str:
     return suffix
 
 
-def draw_adjacency(axis: Axes, graph: ChannelGraph, title: str) -> None:
+def draw_adjacency(graph: ChannelGraph, title: str, axis: Axes) -> None:
     """One adjacency matrix; a point of a large one is the share of pairs that have an edge."""
-    picture, edges = picture_of(graph)
+    picture, borders = picture_of(graph)
     axis.imshow(picture**0.5, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
-    for edge in edges:
-        axis.axhline(edge, color="0.85", linewidth=0.6)
-        axis.axvline(edge, color="0.85", linewidth=0.6)
+    if len(borders) < len(picture) / 8:  # where more, they would hide it
+        for border in borders:
+            axis.axhline(border, color="0.85", linewidth=0.6)
+            axis.axvline(border, color="0.85", linewidth=0.6)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_title(f"{title}\n{graph.n:,} nodes, {graph.edges:,} edges", fontsize=9)
@@ -148,28 +136,44 @@ def _bins(graph: ChannelGraph, bins: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(found), np.asarray(starts)
 
 
-def draw_scree(axis: Axes, curves: Mapping[str, Scree]) -> None:
-    """alpha(K, t) over t."""
+def draw_scree(curves: Mapping[str, Scree], axis: Axes) -> None:
+    """alpha(K, t) over t; t is in powers of ten where it does not begin at 0."""
     for label, curve in curves.items():
         for row, share in enumerate(curve.K):
-            name = label if len(curve.K) == 1 else f"{label}, K = {share:.3g}"
-            (line,) = axis.plot(curve.times, curve.alpha[row], label=name)
+            (line,) = axis.plot(curve.times, curve.alpha[row], label=f"{label}, K = {share:.3g}")
             if not curve.exact:
                 band = curve.low[row], curve.high[row]
                 axis.fill_between(curve.times, *band, color=line.get_color(), alpha=0.2)
-    _finish(axis, "t", "alpha(K, t)", {share for curve in curves.values() for share in curve.K})
+    if all(curve.times[0] > 0 for curve in curves.values()):
+        axis.set_xscale("log")
     axis.set_ylim(0.0, 1.02)
+    _name(axis, "alpha(K, t)")
 
 
-def draw_residual(axis: Axes, heats: Mapping[str, Heat]) -> None:
-    """R(t) over t, in parts of ||A||, both in powers of ten."""
+def draw_residual(heats: Mapping[str, Heat], axis: Axes) -> None:
+    """R(t) over t, both in powers of ten."""
     for label, one in heats.items():
-        axis.loglog(one.times, one.residual, label=label)
-    _finish(axis, "t", "R(t) = ||S(t) - S(inf)||")
+        _plot_positive(axis, one.times, one.residual, label)
+    _name(axis, "R(t) = ||S(t) - S(infinity)||")
 
 
-def draw_distance(axis: Axes, comparisons: Mapping[str, Comparison]) -> None:
+def draw_distance(comparisons: Mapping[str, Comparison], axis: Axes) -> None:
     """F(t) over the reference's t, both in powers of ten."""
     for label, one in comparisons.items():
-        axis.loglog(one.times, one.frobenius, label=label)
-    _finish(axis, "t", "F(t)")
+        _plot_positive(axis, one.times, one.frobenius, label)
+    _name(axis, "F(t)")
+
+
+def _plot_positive(axis: Axes, times: np.ndarray, values: np.ndarray, label: str) -> None:
+    """A curve in powers of ten, which zero has no place among."""
+    shown = (times > 0) & (values > 0)
+    axis.plot(times[shown], values[shown], label=label)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+
+
+def _name(axis: Axes, what: str) -> None:
+    axis.set_xlabel("t")
+    axis.set_title(what, fontsize=9)
+    axis.grid(color="0.92")
+    axis.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""What a time of diffusion is measured in: the scale of weights is a scale of time, so it is said."""
+"""What a time of diffusion is measured in: the scale of the weights is a scale of time."""
 
 from collections.abc import Iterable
 from typing import Literal

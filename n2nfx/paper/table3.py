@@ -127,11 +127,7 @@ def methods_stand_as_printed(
     cells: Iterable[Cell], network: str, density: float
 ) -> dict[str, Agreement]:
     """By reading, how many pairs of methods stand as printed at one density."""
-    own = [
-        cell
-        for cell in cells
-        if (cell.place.network, cell.place.density) == (network, density)
-    ]
+    own = [cell for cell in cells if (cell.place.network, cell.place.density) == (network, density)]
     return _by_reading(own)
 
 
@@ -139,9 +135,7 @@ def densities_stand_as_printed(
     cells: Iterable[Cell], network: str, method: str
 ) -> dict[str, Agreement]:
     """By reading, how many pairs of densities stand as printed within one method."""
-    own = [
-        cell for cell in cells if (cell.place.network, cell.place.method) == (network, method)
-    ]
+    own = [cell for cell in cells if (cell.place.network, cell.place.method) == (network, method)]
     return _by_reading(own)
 
 
