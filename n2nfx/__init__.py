@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from n2nfx.bind import bake as bake
+    from n2nfx.connectivity.compare import compare as compare
     from n2nfx.errors import CannotOperate as CannotOperate
     from n2nfx.errors import DamagedFile as DamagedFile
     from n2nfx.errors import N2nfxError as N2nfxError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bake": "bind",
+    "compare": "connectivity.compare",
     "CannotOperate": "errors",
     "DamagedFile": "errors",
     "N2nfxError": "errors",

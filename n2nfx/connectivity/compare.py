@@ -8,6 +8,7 @@ is given at declared times in two conventions, beside saturation times, which do
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,7 +28,6 @@ class Measured:
     """The heat of one graph at declared times.
 
     `times` (T,) are absolute, `tau` the same in units of the convention, empty for "absolute".
-    `saturation_time` is the t from which on R(t) is at most the threshold's share of ||A||_2.
     """
 
     graph: ChannelGraph
@@ -36,7 +36,14 @@ class Measured:
     times: np.ndarray
     heat: Heat
     threshold: float
-    saturation_time: float
+
+    @cached_property
+    def saturation_time(self) -> float:
+        """The t from which on R(t) is at most the threshold's share of ||A||_2.
+
+        Raises `CannotOperate` where R cannot be certified so far down.
+        """
+        return self.heat.saturation_time(self.threshold)
 
     @property
     def unreached(self) -> int:
@@ -224,8 +231,7 @@ def _measured(
     method: str,
 ) -> Measured:
     heat = graph.heat(times, tol, method=method)
-    saturation = heat.saturation_time(threshold)
-    return Measured(graph, convention, tau, times, heat, threshold, saturation)
+    return Measured(graph, convention, tau, times, heat, threshold)
 
 
 def _require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:

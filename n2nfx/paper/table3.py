@@ -1,9 +1,9 @@
 """Table 3 under declared conventions: F of every pruned network beside what the paper prints."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from n2nfx.connectivity.compare import Comparison, compare_with, measure
 from n2nfx.connectivity.graph import ChannelGraph
@@ -123,28 +123,48 @@ def skips_stand_as_printed(cell: Cell, cells: Iterable[Cell]) -> tuple[str, ...]
     )
 
 
-def methods_stand_as_printed(
-    cells: Iterable[Cell], network: str, density: float
-) -> dict[str, Agreement]:
-    """By reading, how many pairs of methods stand as printed at one density."""
-    own = [cell for cell in cells if (cell.place.network, cell.place.density) == (network, density)]
-    return _by_reading(own)
+class Orders(NamedTuple):
+    """How many pairs of cells of one network stand as printed.
+
+    `skips` are pairs of one pruning with skips and without, `methods` all pairs of methods at one
+    density (those among them), `densities` all pairs of densities within one method.
+    """
+
+    skips: Agreement
+    methods: Agreement
+    densities: Agreement
 
 
-def densities_stand_as_printed(
-    cells: Iterable[Cell], network: str, method: str
-) -> dict[str, Agreement]:
-    """By reading, how many pairs of densities stand as printed within one method."""
-    own = [cell for cell in cells if (cell.place.network, cell.place.method) == (network, method)]
-    return _by_reading(own)
-
-
-def _by_reading(cells: Sequence[Cell]) -> dict[str, Agreement]:
+def orders(cells: Sequence[Cell]) -> dict[str, Orders]:
+    """By reading, how much of the printed order there is in the cells of one network."""
     readings = dict.fromkeys(reading for cell in cells for reading in cell.figures)
     return {
-        reading: agreement(
-            table3(),
-            {cell.place: cell.figures[reading] for cell in cells if reading in cell.figures},
+        reading: Orders(
+            skips=_total(cells, reading, _pruning_and_density),
+            methods=_total(cells, reading, _density),
+            densities=_total(cells, reading, _method),
         )
         for reading in readings
     }
+
+
+def _pruning_and_density(place: Place) -> object:
+    return place.method.removeprefix("n2nskip-"), place.density
+
+
+def _density(place: Place) -> object:
+    return place.density
+
+
+def _method(place: Place) -> object:
+    return place.method
+
+
+def _total(cells: Sequence[Cell], reading: str, key: Callable[[Place], object]) -> Agreement:
+    """Over all pairs of cells that have the same key."""
+    groups: dict[object, dict[Place, Figure]] = {}
+    for cell in cells:
+        if reading in cell.figures:
+            groups.setdefault(key(cell.place), {})[cell.place] = cell.figures[reading]
+    found = [agreement(table3(), group) for group in groups.values()]
+    return Agreement(sum(one.agreeing for one in found), sum(one.pairs for one in found))
