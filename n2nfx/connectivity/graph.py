@@ -59,6 +59,8 @@ class ChannelGraph:
 
     `aggregation` says how a kernel became one weight, `residual` what a sum is, and `hubs` names
     the operations that no rule describes: each is a node of its own, joined to all it reads.
+    `density`, `effective_density` and `dead_channels` are those of the network it was made from
+    (see `count_effective`), None where that is not known.
     Raises `UsageError` for no nodes, and for weights that are negative (the Laplacian would be
     indefinite, and its heat grow without bound), infinite or NaN, with the layer's name.
     """
@@ -68,6 +70,9 @@ class ChannelGraph:
     aggregation: Aggregation = "abs_sum"
     residual: Residual = "identity"
     hubs: tuple[str, ...] = ()
+    density: float | None = None
+    effective_density: float | None = None
+    dead_channels: int | None = None
 
     def __post_init__(self) -> None:
         if not self.n:
