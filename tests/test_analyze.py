@@ -61,9 +61,7 @@ def test_one_model_has_its_own_numbers() -> None:
     np.testing.assert_allclose(
         np.array(by_reference["times"]) * graph["smallest_nonzero"]["value"], [0.1, 1, 5, 20]
     )
-    np.testing.assert_allclose(
-        np.array(by_degree["times"]) * graph["mean_degree"], [0.1, 1, 5, 20]
-    )
+    np.testing.assert_allclose(np.array(by_degree["times"]) * graph["mean_degree"], [0.1, 1, 5, 20])
     assert (np.diff(by_reference["residual"]) <= 0).all()
     curve = graph["alpha"][0]
     low, alpha, high = (np.array(curve[key]) for key in ("low", "alpha", "high"))
@@ -106,7 +104,9 @@ def test_of_two_the_first_is_the_reference(files: tuple[Path, Path]) -> None:
     assert one["frobenius"] == again.frobenius.tolist()
 
 
-def test_with_a_reference_both_are_compared_with_it(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_with_a_reference_both_are_compared_with_it(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
     whole, half = files
     third = tmp_path / "third.npz"
     n2nfx.load_graph(half).save(third)
@@ -127,7 +127,9 @@ def test_tables_are_on_stdout_and_what_is_done_on_stderr(files: tuple[Path, Path
     assert "heat of" in result.stderr
 
 
-def test_what_is_in_different_pieces_is_said_to_be(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_in_different_pieces_is_said_to_be(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
     cut = tmp_path / "cut.npz"
     layered(SIZES, [(0, 1, np.ones((6, 4))), (1, 2, np.zeros((5, 6)))]).save(cut)
     result = run(files[0], cut)

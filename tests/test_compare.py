@@ -1,4 +1,4 @@
-"""Comparing channel graphs: F and its bounds, conventions of time, saturation, bipartite spectra."""
+"""Comparing channel graphs: F and its bounds, times, saturation, bipartite spectra."""
 
 import math
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ def test_one_reference_for_many_graphs_gives_the_same() -> None:
 
 
 def test_graphs_of_two_networks_are_refused_with_what_differs() -> None:
-    with pytest.raises(n2nfx.UsageError, match="two different networks.*layer1"):
+    with pytest.raises(n2nfx.UsageError, match=r"two different networks.*layer1"):
         compare(dense(), dense(sizes=(3, 6, 4, 2)))
 
 

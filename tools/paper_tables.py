@@ -1,4 +1,4 @@
-"""The paper's connectivity analysis: Table 3, Fig. 3 and Fig. 4, computed under declared conventions.
+"""The paper's connectivity analysis: Table 3, Fig. 3 and Fig. 4, under declared conventions.
 
     python tools/paper_tables.py table3 --out table3.jsonl       a line for each cell
     python tools/paper_tables.py report table3.jsonl > docs/connectivity.md
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from n2nfx.connectivity import plots
-from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.loading import load
 from n2nfx.operate import Batch
 from n2nfx.paper import table3
@@ -86,7 +85,9 @@ def _cells(
     else:
         dense = reference(network, setting)
         pruned = (
-            one for method, density in left for one in untrained(dense, setting, [method], [density])
+            one
+            for method, density in left
+            for one in untrained(dense, setting, [method], [density])
         )
     graphs = ((method, density, setting.graph(one)) for method, density, one in pruned)
     yield from table3.cells(network, setting.graph(dense), graphs)
@@ -123,15 +124,14 @@ smaller, so they are what is left at some finite t, which is not printed.
 the paper made of the signs of its weights is not printed either.
 * **One t measures the scale of weights.** Pruning to a density d scales all eigenvalues by about \
 d; at a fixed t, F is then mostly the answer to "how much weight is left".
-* **F has no sign.** A network that spreads heat faster than its reference is as far from it as one \
-that spreads it slower. Saturation times over the reference's do have one: below 1 is faster.
+* **F has no sign.** A network that spreads heat faster than its reference is as far from it as \
+one that spreads it slower. Saturation times over the reference's do have one: below 1 is faster.
 
 So nothing here is tuned to the printed numbers. F is given at declared times in two conventions, \
 `reference` (t = tau / smallest nonzero eigenvalue of the reference, the same t for both, as in \
 the paper) and `degree` (t = tau / mean degree, each graph's own, which takes the scale away), and \
-at infinity. Every F is right to 1e-9 or better (its certificate is in the file that this was \
-made from). A value with an asterisk stands to its twin, the same pruning with skips or without, as the paper \
-prints it.
+at infinity. A value with an asterisk stands to its twin, the same pruning with skips or without, \
+as the paper prints it.
 """
 _SUMMARY = """\
 The order of the printed numbers, by reading: of the pairs *with and without skips*, of all pairs \

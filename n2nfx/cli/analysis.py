@@ -10,7 +10,7 @@ import numpy as np
 from n2nfx.connectivity import channel_graph
 from n2nfx.connectivity.bipartite import LayerSpectrum, layer_spectra
 from n2nfx.connectivity.compare import Comparison, Measured, compare_with, measure
-from n2nfx.connectivity.files import SUFFIXES, load_graph
+from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.scree import Scree
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
@@ -35,6 +35,7 @@ class Asked:
     weight: Any
     residual: Any
     strict: bool
+    fold_norms: bool
     times: tuple[float, ...] | None
     tau: tuple[float, ...]
     time_convention: str
@@ -169,7 +170,11 @@ def _graph(name: str, asked: Asked, origin: Origin) -> tuple[ChannelGraph, Origi
         return load_graph(path), origin
     network = load(path, asked.model) if path.is_dir() else _built(name, asked, origin)
     graph = channel_graph(
-        network, weight=asked.weight, residual=asked.residual, strict=asked.strict
+        network,
+        weight=asked.weight,
+        residual=asked.residual,
+        strict=asked.strict,
+        fold_norms=asked.fold_norms,
     )
     return graph, network.origin
 

@@ -11,10 +11,10 @@ from n2nfx.cli import options
 SCHEMA = "n2nfx.analyze/1"
 
 
-class Times(click.ParamType):
+class Reals(click.ParamType):
     """Numbers separated by commas, as a tuple: 0.1,1,5."""
 
-    name = "T,T,..."
+    name = "X,X,..."
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -37,11 +37,14 @@ class Times(click.ParamType):
     "--weight", "abs_sum", "l2", "count", "binary", help="How a kernel becomes one weight."
 )
 @options.choice("--residual", "identity", "merge", help="What a sum of two activations is.")
+@click.option(
+    "--fold-norms", is_flag=True, help="Multiply a layer's weights by the scale of its norm."
+)
 @click.option("--strict", is_flag=True, help="Refuse operations that no rule describes.")
-@click.option("--times", type=Times(), help="Absolute times, in place of --tau.")
+@click.option("--times", type=Reals(), help="Absolute times, in place of --tau.")
 @click.option(
     "--tau",
-    type=Times(),
+    type=Reals(),
     default="0.1,1,5,20",
     show_default=True,
     help="Times in units of the convention.",
@@ -56,7 +59,7 @@ class Times(click.ParamType):
 )
 @click.option(
     "--k",
-    type=Times(),
+    type=Reals(),
     default="0.06",
     show_default=True,
     help="Share of the eigenvalues that alpha(K, t) is of; several with commas.",

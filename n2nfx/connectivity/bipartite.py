@@ -49,29 +49,32 @@ def layer_spectra(graph: ChannelGraph) -> tuple[LayerSpectrum, ...]:
 
 
 def _spectrum(graph: ChannelGraph, block: Block) -> LayerSpectrum:
-    joined = sparse.csr_array(block.weights != 0).astype(np.float64)
+    found = sparse.coo_array(block.weights)
+    kept = found.data != 0
+    rows, columns = found.coords[0][kept], found.coords[1][kept]
+    source, target = graph.groups[block.source], graph.groups[block.target]
+    shape = target.size, source.size
+    joined = sparse.csr_array((np.ones(rows.size), (rows, columns)), shape=shape)
     return LayerSpectrum(
-        source=graph.groups[block.source].name,
-        target=graph.groups[block.target].name,
+        source=source.name,
+        target=target.name,
         weights=block.names,
-        edges=block.edges,
-        degrees=(_mean_degree(joined.sum(axis=1)), _mean_degree(joined.sum(axis=0))),
-        singular=_two_largest(joined),
+        edges=rows.size,
+        degrees=(_mean_degree(rows), _mean_degree(columns)),
+        singular=_two_largest(joined, min(shape)),
     )
 
 
-def _mean_degree(degrees: np.ndarray) -> float:
-    """Over the channels that have an edge; 0 where none has."""
-    joined = degrees[degrees > 0]
-    return float(joined.mean()) if joined.size else 0.0
+def _mean_degree(ends: np.ndarray) -> float:
+    """Edges a channel, over the channels that have one; 0 where none has."""
+    return ends.size / max(np.unique(ends).size, 1)
 
 
-def _two_largest(matrix: sparse.csr_array) -> tuple[float, float]:
-    narrow = min(matrix.shape)
+def _two_largest(matrix: sparse.csr_array, narrow: int) -> tuple[float, float]:
     if narrow <= _DENSE:
         found = np.linalg.svd(matrix.toarray(), compute_uv=False)
     else:
         start = np.random.default_rng(_SEED).standard_normal(narrow)
-        found = np.sort(svds(matrix, k=2, v0=start, return_singular_vectors=False))[::-1]
-    first, second = [*map(float, found[:2]), 0.0, 0.0][:2]
+        found = np.asarray(svds(matrix, k=2, v0=start, return_singular_vectors=False))
+    second, first = [0.0, 0.0, *sorted(map(float, found))][-2:]
     return first, second

@@ -53,8 +53,9 @@ def overview(
     curves = (draw_scree, screes), (draw_residual, heats), (draw_distance, comparisons)
     below = [partial(draw, given) for draw, given in curves if given]
     figure = _figure(max(len(above), len(below)), 2)
-    for part, row in zip(figure.subfigures(2, 1), (above, below), strict=True):
-        _draw_row(part, row)
+    grid = figure.add_gridspec(2, 1)
+    for place, row in enumerate((above, below)):
+        _draw_row(figure.add_subfigure(grid[place]), row)
     return figure
 
 
