@@ -153,24 +153,28 @@ def draw_scree(curves: Mapping[str, Scree], axis: Axes) -> None:
 
 def draw_residual(heats: Mapping[str, Heat], axis: Axes) -> None:
     """R(t) over t, both in powers of ten."""
-    for label, one in heats.items():
-        _plot_positive(axis, one.times, one.residual, label)
+    curves = {label: (one.times, one.residual) for label, one in heats.items()}
+    _draw_positive(axis, curves)
     _name(axis, "R(t) = ||S(t) - S(infinity)||")
 
 
 def draw_distance(comparisons: Mapping[str, Comparison], axis: Axes) -> None:
     """F(t) over the reference's t, both in powers of ten."""
-    for label, one in comparisons.items():
-        _plot_positive(axis, one.times, one.frobenius, label)
+    curves = {label: (one.times, one.frobenius) for label, one in comparisons.items()}
+    _draw_positive(axis, curves)
     _name(axis, "F(t)")
 
 
-def _plot_positive(axis: Axes, times: np.ndarray, values: np.ndarray, label: str) -> None:
-    """A curve in powers of ten, which zero has no place among."""
-    shown = (times > 0) & (values > 0)
-    axis.plot(times[shown], values[shown], label=label)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+def _draw_positive(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Curves in powers of ten, which zero has no place among."""
+    found = False
+    for label, (times, values) in curves.items():
+        shown = (times > 0) & (values > 0)
+        axis.plot(times[shown], values[shown], label=label)
+        found = found or bool(shown.any())
+    if found:
+        axis.set_xscale("log")
+        axis.set_yscale("log")
 
 
 def _name(axis: Axes, what: str) -> None:
