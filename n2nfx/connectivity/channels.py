@@ -3,7 +3,7 @@
 The walk is made for a batch of two, which no squeeze takes away.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.node import map_aggregate, map_arg
 
 from n2nfx.connectivity.moves import Unfollowed
-from n2nfx.connectivity.relations import ChannelMap, Every, Pairs
+from n2nfx.connectivity.relations import ChannelMap, Every, Pairs, Relation
 from n2nfx.connectivity.rules import Call, Rule, in_place, live_values, rule_of
 from n2nfx.connectivity.values import Loom, Value
 from n2nfx.connectivity.weights import Use, Weights
@@ -31,29 +31,43 @@ def channel_map(network: Network) -> ChannelMap:
     The masks may be at work in the module or not. What a layer reads that depends on no input (a
     table, a learned query) counts as an input. Raises `CannotOperate` for a graph without shapes.
     """
-    return _Walk(network).walk()
+    return follow_channels(network, graphs_of(network.module), Use.relation)[0]
+
+
+def follow_channels(
+    network: Network, graphs: Iterable[fx.Graph], relation: Callable[[Use], Relation]
+) -> tuple[ChannelMap, Mapping[fx.Node, Any]]:
+    """The same for some of the network's graphs, with `relation(use)` for every layer's link.
+
+    Also what each node gives, as a `Value` or a structure of them.
+    """
+    walk = _Walk(network, relation)
+    return walk.walk(graphs), walk.values
 
 
 class _Walk:
     """One walk over a graph: the value of every node, and what was made on the way."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, relation: Callable[[Use], Relation]) -> None:
         self._module = network.module
+        self._relation = relation
         graphs = graphs_of(network.module)
         self._order = {node: place for graph in graphs for place, node in enumerate(graph.nodes)}
         self._weights = Weights(network)
         self._training = False
         self._loom = Loom()
-        self._values: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self._roots: dict[fx.Node, fx.Node] = {}  # whose memory a node's value may share
         self._inputs: list[int] = []
+        self._tables: set[int] = set()
+        self._names: list[str] = []
         self._hubs: list[str] = []
         small, large = _require_spec(next(iter(network.module.graph.nodes)))
         self._batches = small.shape[0], large.shape[0]
 
-    def walk(self) -> ChannelMap:
+    def walk(self, graphs: Iterable[fx.Graph]) -> ChannelMap:
         outputs: list[Value] = []
-        for graph in graphs_of(self._module):
+        for graph in graphs:
             self._training = graph is not self._module.graph
             outputs += self._walk(graph)
         return ChannelMap(
@@ -62,15 +76,18 @@ class _Walk:
             inputs=tuple(self._inputs),
             outputs=tuple(value.number for value in outputs if value.number is not None),
             hubs=tuple(self._hubs),
+            names=tuple(self._names),
+            tables=frozenset(self._tables),
         )
 
     def _walk(self, graph: fx.Graph) -> list[Value]:
         """Give every node of a graph its value, and the outputs back."""
         for node in graph.nodes:
             if node.op == "output":
-                return live_values(map_arg(node.args, self._values.__getitem__))
-            self._values[node] = self._value(node)
+                return live_values(map_arg(node.args, self.values.__getitem__))
+            self.values[node] = self._value(node)
             self._heed_memory(node)
+            self._names += [_told(node)] * (len(self._loom.sizes) - len(self._names))
         return []
 
     def _value(self, node: fx.Node) -> Any:
@@ -107,8 +124,8 @@ class _Walk:
             loom=self._loom,
             node=node,
             module=self._module.get_submodule(str(node.target)) if module else None,
-            args=map_arg(node.args, self._values.__getitem__),
-            kwargs=map_arg(node.kwargs, self._values.__getitem__),
+            args=map_arg(node.args, self.values.__getitem__),
+            kwargs=map_arg(node.kwargs, self.values.__getitem__),
             shape=self._shape(spec) if _is_tensor(spec) else None,
         )
 
@@ -133,7 +150,7 @@ class _Walk:
         axis = len(call.shape) - 1 - use.places
         read = self._along(call, call.first, axis)
         made = self._loom.make(call.shape, (axis,))
-        self._loom.link(made, read, use.relation())
+        self._loom.link(made, read, self._relation(use))
         for other in call.values:
             if other != call.first:
                 self._loom.link(made, other, Every())
@@ -143,6 +160,7 @@ class _Walk:
         """A value's channels along one axis alone."""
         if value.number is None:
             value = self._input(value.shape, False)
+            self._tables.add(self._inputs[-1])
         others = [other for other in value.axes if other != axis]
         if any(others) and axis not in value.axes and value.number not in self._inputs:
             self._hubs.append(_told(call.node))
@@ -159,7 +177,7 @@ class _Walk:
         target = call.node.args[0]
         assert isinstance(target, fx.Node)
         if call.values:
-            self._values[target] = self._ruled(call, in_place, target.meta["spec"])
+            self.values[target] = self._ruled(call, in_place, target.meta["spec"])
 
     def _heed_memory(self, node: fx.Node) -> None:
         """Where a value is changed in place by another, every view of it changes too.
@@ -175,11 +193,11 @@ class _Walk:
         self._roots[node] = self._roots[target] if shares else node
         if not changes or all(read is target for read in node.all_input_nodes):
             return
-        changed = self._values[target if self._values[node] is None else node]
+        changed = self.values[target if self.values[node] is None else node]
         for other, root in self._roots.items():
             shared = root is self._roots[node] and other not in (node, target)
             if shared and self._is_read_after(other, node):
-                self._values[other] = self._mixed(node, self._values[other], changed)
+                self.values[other] = self._mixed(node, self.values[other], changed)
 
     def _is_read_after(self, other: fx.Node, node: fx.Node) -> bool:
         return any(self._order[user] > self._order[node] for user in other.users)

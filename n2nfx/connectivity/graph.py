@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -13,6 +14,7 @@ from n2nfx.errors import UsageError
 Kind = Literal["input", "constant", "layer", "gate", "hub"]
 Aggregation = Literal["abs_sum", "l2", "count", "binary"]
 Residual = Literal["identity", "merge"]
+Matrix = np.ndarray | sparse.csr_array
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Block:
     """The edges between two groups, `source` before `target` in the graph's order.
 
     Edges inside a group (a half of its channels times the other) have it for both, and each of
-    them is there once, from the earlier node to the later: below the diagonal. `weights` is (size of target, size of source) in float64, nonnegative; `names` are the weights
-    that it was summed up from, none for edges that no weight stands for (identities, hubs).
+    them is there once, from the earlier node to the later: below the diagonal. `weights` is
+    (size of target, size of source) in float64, nonnegative; `names` are the weights that it was
+    summed up from, none for edges that no weight stands for (identities, gates, hubs).
     """
 
     source: int
     target: int
-    weights: np.ndarray | sparse.csr_array
+    weights: Matrix
     names: tuple[str, ...] = ()
 
     @property
@@ -95,7 +98,7 @@ class ChannelGraph:
             raise UsageError(
                 f"{told} have shape {block.weights.shape}, not {(target.size, source.size)}"
             )
-        if source is target and sparse.triu(block.weights).count_nonzero():
+        if block.source == block.target and sparse.triu(block.weights).count_nonzero():
             raise UsageError(f"{told} must be below the diagonal, so that each is there once")
         values = block.weights if isinstance(block.weights, np.ndarray) else block.weights.data
         if not np.isfinite(values).all():
@@ -145,12 +148,24 @@ class ChannelGraph:
 
     def to_scipy(self) -> sparse.csr_array:
         """The symmetric (n, n) matrix of weights W, in CSR."""
-        rows, columns, values = self._entries()
+        rows, columns, values = self.edge_list()
         shape = (self.n, self.n)
         upper = sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
         return sparse.csr_array(upper + upper.T)
 
-    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def to_networkx(self) -> Any:
+        """A `networkx.Graph` whose nodes know their layer and channel; needs networkx."""
+        from n2nfx.connectivity.graph_files import to_networkx
+
+        return to_networkx(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the graph as .npz, .mtx, .graphml, .csv or .parquet (see `graph_files.save`)."""
+        from n2nfx.connectivity.graph_files import save
+
+        return save(self, path)
+
+    def edge_list(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every edge once: its nodes, source first, and its weight."""
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
             (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
@@ -163,6 +178,12 @@ class ChannelGraph:
             parts.append((rows, columns, found.data[kept].astype(np.float64)))
         sources, targets, values = zip(*parts, strict=True)
         return np.concatenate(sources), np.concatenate(targets), np.concatenate(values)
+
+
+def shape_of(weights: Matrix) -> tuple[int, int]:
+    """Rows and columns, of which scipy's types are not sure."""
+    rows, columns = weights.shape or (0, 0)
+    return rows, columns
 
 
 def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, np.ndarray]]) -> ChannelGraph:
