@@ -3,12 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 
 from n2nfx.errors import UsageError
+
+if TYPE_CHECKING:
+    from n2nfx.connectivity.heat import Heat
+    from n2nfx.connectivity.propagate import Method
 
 Kind = Literal["input", "layer", "hub"]
 Aggregation = Literal["abs_sum", "l2", "count", "binary"]
@@ -135,6 +140,19 @@ class ChannelGraph:
         upper = sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
         return sparse.csr_array(upper + upper.T)
 
+    def heat(
+        self,
+        times: ArrayLike,
+        tol: float = 1e-10,
+        *,
+        sources: ArrayLike | None = None,
+        method: "Method" = "auto",
+    ) -> "Heat":
+        """Heat signatures S(t) = exp(-t L) A with a certificate each: see `heat.heat`."""
+        from n2nfx.connectivity.heat import heat  # it works on graphs
+
+        return heat(self, times, tol, sources=sources, method=method)
+
     def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every edge once: its nodes, source first, and its weight."""
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
@@ -150,7 +168,9 @@ class ChannelGraph:
         return np.concatenate(sources), np.concatenate(targets), np.concatenate(values)
 
 
-def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, np.ndarray]]) -> ChannelGraph:
+def layered(
+    sizes: Sequence[int], weights: Iterable[tuple[int, int, np.ndarray | sparse.csr_array]]
+) -> ChannelGraph:
     """A graph of layers whose first is the input, from (source, target, weights) of each block.
 
     What tests and closed forms use: a layer's nodes have consecutive numbers.
