@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from n2nfx.bind import bake as bake
-    from n2nfx.connectivity.compare import compare as compare
     from n2nfx.connectivity.channel_graph import channel_graph as channel_graph
+    from n2nfx.connectivity.compare import compare as compare
     from n2nfx.connectivity.graph_files import load_graph as load_graph
     from n2nfx.errors import CannotOperate as CannotOperate
     from n2nfx.errors import DamagedFile as DamagedFile

@@ -10,8 +10,8 @@ import numpy as np
 from n2nfx.connectivity import channel_graph
 from n2nfx.connectivity.bipartite import LayerSpectrum, layer_spectra
 from n2nfx.connectivity.compare import Comparison, Measured, compare_with, measure
-from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
 from n2nfx.connectivity.graph import ChannelGraph
+from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
 from n2nfx.connectivity.scree import Scree
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
 from n2nfx.errors import UsageError

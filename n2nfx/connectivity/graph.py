@@ -4,12 +4,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 
 from n2nfx.errors import UsageError
+
+if TYPE_CHECKING:
+    from n2nfx.connectivity.heat import Heat
+    from n2nfx.connectivity.propagate import Method
 
 Kind = Literal["input", "constant", "layer", "gate", "hub"]
 Aggregation = Literal["abs_sum", "l2", "count", "binary"]
@@ -165,6 +170,19 @@ class ChannelGraph:
 
         return save(self, path)
 
+    def heat(
+        self,
+        times: ArrayLike,
+        tol: float = 1e-10,
+        *,
+        sources: ArrayLike | None = None,
+        method: "Method" = "auto",
+    ) -> "Heat":
+        """Heat signatures S(t) = exp(-t L) A with a certificate each: see `heat.heat`."""
+        from n2nfx.connectivity.heat import heat  # it works on graphs
+
+        return heat(self, times, tol, sources=sources, method=method)
+
     def edge_list(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every edge once: its nodes, source first, and its weight."""
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
@@ -186,7 +204,7 @@ def shape_of(weights: Matrix) -> tuple[int, int]:
     return rows, columns
 
 
-def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, np.ndarray]]) -> ChannelGraph:
+def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, Matrix]]) -> ChannelGraph:
     """A graph of layers whose first is the input, from (source, target, weights) of each block.
 
     What tests and closed forms use: a layer's nodes have consecutive numbers.
