@@ -48,8 +48,8 @@ class Laplacian:
         dense = np.diag(self.degrees)
         for source, target, forward, _ in self._uses:
             weights = forward if isinstance(forward, np.ndarray) else forward.toarray()
-            dense[target, source] = -weights
-            dense[source, target] = -weights.T
+            dense[target, source] -= weights
+            dense[source, target] -= weights.T
         return dense
 
     @cached_property
@@ -121,7 +121,7 @@ class Laplacian:
 
 
 def _stored(block: Block, cells: int) -> Matrix:
-    """The weights of a block with room for `cells`, as its fill wants them, without zeros in CSR."""
+    """The weights of a block with room for `cells` as its fill wants them; CSR has no zeros."""
     weights = block.weights
     dense = block.edges > _DENSE_FILL * cells
     if isinstance(weights, np.ndarray):
