@@ -173,6 +173,7 @@ def test_a_picture_of_a_graph_without_an_edge(tmp_path: Path) -> None:
         (["{half}", "--k", "1.5"], 2, "1.5"),
         (["{half}", "--k", "0"], 2, "0"),
         (["{half}", "--plot", "{folder}/all.pgn"], 2, "did you mean .png"),
+        (["{half}", "--export", "{folder}/graph.npy"], 2, "did you mean .npz"),
         (["{half}", "--weight", "sum"], 2, "abs_sum"),
         (["{half}", "{other}"], 2, "two different networks"),
         (["{folder}/missing.npz"], 4, "missing.npz"),

@@ -124,7 +124,7 @@ def _subject(
     name: str, graph: ChannelGraph, measured: tuple[Measured, ...], asked: Asked
 ) -> Subject:
     curves: tuple[Scree, ...] = ()
-    if asked.alpha != "none" and graph.n > 1:
+    if asked.alpha != "none" and graph.edges:
         _log.info("alpha of %s", name)
         curves = tuple(_curve(graph, one.times, asked) for one in measured)
     return Subject(

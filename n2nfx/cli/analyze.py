@@ -97,7 +97,10 @@ def analyze(plot: Path | None, export: Path | None, as_json: bool, **asked: Any)
     from n2nfx.cli.analysis import draw, study
     from n2nfx.cli.findings import as_data, show
     from n2nfx.cli.narrate import narrated
+    from n2nfx.connectivity.graph_files import require_graph_file
 
+    if export is not None:
+        require_graph_file(export)
     if plot is not None:
         from n2nfx.connectivity.plots import require_picture
 

@@ -277,7 +277,7 @@ def _numbers(values: Iterable[float]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4g}"
+    return "unknown" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def _count(value: int | None) -> str:

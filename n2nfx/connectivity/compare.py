@@ -16,8 +16,9 @@ import numpy as np
 from n2nfx.connectivity.difference import difference
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.heat import Heat
-from n2nfx.connectivity.times import TAU, Convention, absolute, mean_degree, scaled
-from n2nfx.errors import UsageError
+from n2nfx.connectivity.propagate import Method
+from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degree, scaled
+from n2nfx.errors import CannotOperate, UsageError
 
 THRESHOLD = 0.01
 """The share of ||A|| at which heat counts as saturated."""
@@ -41,9 +42,12 @@ class Measured:
     def saturation_time(self) -> float:
         """The t from which on R(t) is at most the threshold's share of ||A||_2.
 
-        Raises `CannotOperate` where R cannot be certified so far down.
+        NaN where R cannot be certified so far down.
         """
-        return self.heat.saturation_time(self.threshold)
+        try:
+            return self.heat.saturation_time(self.threshold)
+        except CannotOperate:
+            return math.nan
 
     @property
     def unreached(self) -> int:
@@ -122,7 +126,8 @@ class Comparison:
 
         By "degree" each is first counted in units of 1 / its own mean degree, so that the scale of
         weights drops out. Graphs with different `components` are saturated in different states, and
-        what is cut off needs no time: then it is no measure. NaN where neither needs any.
+        what is cut off needs no time: then it is no measure. NaN where neither needs any, and where
+        one is not known.
         """
         needed = zip(self.saturation_time, (self.reference.graph, self.graph.graph), strict=True)
         reference, graph = (
@@ -131,7 +136,7 @@ class Comparison:
         )
         if reference:
             return graph / reference
-        return math.inf if graph else math.nan
+        return math.inf if graph > 0 else math.nan
 
     @property
     def dead_channels(self) -> int | None:
@@ -167,7 +172,7 @@ def compare(
     tau: Iterable[float] = TAU,
     threshold: float = THRESHOLD,
     tol: float = 1e-10,
-    method: str = "auto",
+    method: Method = "auto",
 ) -> Comparison:
     """How far the heat of a graph is from that of its reference, at declared times.
 
@@ -190,7 +195,7 @@ def measure(
     tau: Iterable[float] = TAU,
     threshold: float = THRESHOLD,
     tol: float = 1e-10,
-    method: str = "auto",
+    method: Method = "auto",
 ) -> Measured:
     """The heat of one graph, at times of which it is the reference; arguments as for `compare`."""
     if not 0.0 < threshold < 1.0:
@@ -204,7 +209,9 @@ def measure(
     return _measured(graph, convention, units, found, threshold, tol, method)
 
 
-def compare_with(reference: Measured, graph: ChannelGraph, *, method: str = "auto") -> Comparison:
+def compare_with(
+    reference: Measured, graph: ChannelGraph, *, method: Method = "auto"
+) -> Comparison:
     """As `compare`, with a reference whose heat is known already: many graphs, and it once."""
     _require_one_network(reference.graph, graph)
     convention, tau = reference.convention, reference.tau
@@ -228,7 +235,7 @@ def _measured(
     times: np.ndarray,
     threshold: float,
     tol: float,
-    method: str,
+    method: Method,
 ) -> Measured:
     heat = graph.heat(times, tol, method=method)
     return Measured(graph, convention, tau, times, heat, threshold)

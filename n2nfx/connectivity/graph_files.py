@@ -82,6 +82,11 @@ def save(graph: ChannelGraph, path: str | Path) -> Path:
     return place
 
 
+def require_graph_file(path: Path) -> None:
+    """Raise `UsageError` where `save` would: where a name does not end with a format."""
+    _format_of(path)
+
+
 def load_graph(path: str | Path) -> ChannelGraph:
     """Read a graph that `save` wrote, equal to it; nothing in the file is run.
 

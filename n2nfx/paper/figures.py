@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from n2nfx.connectivity.graph import ChannelGraph
-from n2nfx.connectivity.scree import Scree
+from n2nfx.connectivity.scree import Method, Scree
 from n2nfx.paper.networks import Setting, untrained
 from n2nfx.source import network_of
 
@@ -30,7 +30,7 @@ def fig4(
     pruned: Iterable[tuple[str, float, ChannelGraph]],
     *,
     share: float = SHARE,
-    method: str = "auto",
+    method: Method = "auto",
     seed: int = 0,
 ) -> dict[str, Scree]:
     """alpha(K, t) over t in [0, 2] of a reference and of graphs pruned from it, by label."""
