@@ -122,7 +122,7 @@ def test_tables_are_on_stdout_and_what_is_done_on_stderr(files: tuple[Path, Path
     assert result.exit_code == 0, result.output
     for told in ("smallest nonzero eigenvalue", "infinity", "exact", "sqrt(2 * sources) = 2.828"):
         assert told in result.stdout
-    assert "alpha 0.2 graph" in result.stdout
+    assert "alpha 0.2 of graph" in result.stdout
     assert "heat of" not in result.stdout
     assert "heat of" in result.stderr
 

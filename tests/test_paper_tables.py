@@ -173,13 +173,9 @@ def test_the_tool_computes_a_cell_once_and_reports_it(
         monkeypatch.setattr("sys.argv", ["paper_tables.py", *words, "--densities", "0.02"])
         paper_tables.main()
     (row,) = paper_tables.read(out)
-    assert row["place"] == ["vgg19", "rp", 0.02]
-    assert (row["nodes"], row["ends"], row["data"], row["trained"]) == (
-        5517,
-        "pruned",
-        "drawn",
-        False,
-    )
+    assert row["cell"]["place"] == ["vgg19", "rp", 0.02]
+    assert row["cell"]["nodes"] == 5517
+    assert (row["ends"], row["data"], row["trained"]) == ("pruned", "drawn", False)
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["paper_tables.py", "report", str(out)])
     paper_tables.main()

@@ -56,7 +56,7 @@ def sweep(asked: argparse.Namespace) -> None:
     setting = _setting(asked)
     words = {"ends": asked.ends, "data": asked.data or "drawn", "trained": bool(asked.artifacts)}
     rows = read(asked.out)
-    done = {tuple(row["place"]) for row in rows if words.items() <= row.items()}
+    done = {tuple(row["cell"]["place"]) for row in rows if words.items() <= row.items()}
     for network in asked.networks:
         left = [
             (method, density)
@@ -68,7 +68,7 @@ def sweep(asked: argparse.Namespace) -> None:
         for cell in _cells(network, left, setting, asked.artifacts):
             seconds = round(time.process_time() - start, 1)
             with asked.out.open("a") as file:
-                file.write(json.dumps({**cell.as_data(), **words, "seconds": seconds}) + "\n")
+                file.write(json.dumps({"cell": cell.as_data(), **words, "seconds": seconds}) + "\n")
             print(*cell.place, seconds, file=sys.stderr, flush=True)
             start = time.process_time()
 
@@ -144,14 +144,14 @@ def report(rows: Sequence[Row]) -> str:
     """Three tables for every network and setting, and the text that belongs to them."""
     parts = [_INTRODUCTION]
     for key in dict.fromkeys(map(_setting_of, rows)):
-        own = [Cell.from_data(row) for row in rows if _setting_of(row) == key]
+        own = [Cell.from_data(row["cell"]) for row in rows if _setting_of(row) == key]
         parts += [f"## {_title(*key)}", "", _values(own), "", _counts(own), ""]
         parts += [_SUMMARY, _summary(own), ""]
     return "\n".join(parts)
 
 
 def _setting_of(row: Row) -> tuple[str, str, str, bool]:
-    return row["place"][0], row["ends"], row["data"], row["trained"]
+    return row["cell"]["place"][0], row["ends"], row["data"], row["trained"]
 
 
 def _title(network: str, ends: str, data: str, is_trained: bool) -> str:
@@ -169,7 +169,7 @@ def _values(cells: Sequence[Cell]) -> str:
     for cell in cells:
         agreeing = table3.skips_stand_as_printed(cell, cells)
         figures = [
-            f"{figure.value:.1e}{'*' if reading in agreeing else ''}"
+            (f"{figure.value:.1e}" if figure.value else "0") + "*" * (reading in agreeing)
             for reading, figure in cell.figures.items()
         ]
         printed = "" if cell.printed is None else f"{cell.printed:.1e}"

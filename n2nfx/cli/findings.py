@@ -186,10 +186,10 @@ def _show_comparison(
         "t of graph": [*_numbers(comparison.times_of_graph), "infinity"],
         "F": [*_numbers(comparison.frobenius), _number(comparison.frobenius_saturated)],
         "within": [*_numbers(comparison.certificate), "exact"],
-        "R reference": [*_numbers(comparison.residual[0]), "0"],
-        "R graph": [*_numbers(comparison.residual[1]), "0"],
-        **{f"{name} reference": [*cells, ""] for name, cells in _alphas(reference, place).items()},
-        **{f"{name} graph": [*cells, ""] for name, cells in _alphas(one, place).items()},
+        "R of reference": [*_numbers(comparison.residual[0]), "0"],
+        "R of graph": [*_numbers(comparison.residual[1]), "0"],
+        **{f"{name} of reference": [*cells, ""] for name, cells in _alphas(reference, place).items()},
+        **{f"{name} of graph": [*cells, ""] for name, cells in _alphas(one, place).items()},
     }
     if comparison.convention != "degree":
         del columns["t of graph"]
