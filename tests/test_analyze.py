@@ -48,7 +48,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_one_model_has_its_own_numbers() -> None:
-    found = data("n2nfx:mlp")
+    found = data("n2nfx:mlp", "--alpha", "none")
     assert found["schema"] == "n2nfx.analyze/1"
     assert found["comparisons"] == []
     (graph,) = found["graphs"]
@@ -63,10 +63,26 @@ def test_one_model_has_its_own_numbers() -> None:
     )
     np.testing.assert_allclose(np.array(by_degree["times"]) * graph["mean_degree"], [0.1, 1, 5, 20])
     assert (np.diff(by_reference["residual"]) <= 0).all()
-    curve = graph["alpha"][0]
-    low, alpha, high = (np.array(curve[key]) for key in ("low", "alpha", "high"))
-    assert ((low <= alpha) & (alpha <= high)).all()
-    assert curve["K"] == [0.06]
+    assert graph["alpha"] == []
+
+
+def test_alpha_is_at_the_times_of_both_conventions(files: tuple[Path, Path]) -> None:
+    whole, _ = files
+    graph = n2nfx.load_graph(whole)
+    (one,) = data(whole, "--k", "0.1,0.4")["graphs"]
+    for heat, curve in zip(one["heat"], one["alpha"], strict=True):
+        assert curve["times"] == heat["times"]
+        expected = graph.scree([0.1, 0.4], heat["times"])
+        np.testing.assert_allclose(curve["alpha"], expected.alpha)
+        assert (curve["K"], curve["exact"], curve["low"]) == ([0.1, 0.4], True, curve["high"])
+
+
+def test_an_estimated_alpha_has_its_interval(files: tuple[Path, Path]) -> None:
+    (one,) = data(files[0], "--alpha", "slq", "--seed", "7")["graphs"]
+    for curve in one["alpha"]:
+        low, alpha, high = (np.array(curve[key]) for key in ("low", "alpha", "high"))
+        assert ((low <= alpha) & (alpha <= high)).all()
+        assert (curve["method"], curve["seed"]) == ("slq", 7)
 
 
 def test_an_artifact_is_compared_with_the_model_it_came_from(artifact: Path) -> None:

@@ -1,7 +1,7 @@
 """What `n2nfx analyze` finds of the graphs it is given: loaded, measured, compared, drawn."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,12 @@ def _subject(
     curves: tuple[Scree, ...] = ()
     if asked.alpha != "none" and graph.edges:
         _log.info("alpha of %s", name)
-        curves = tuple(_curve(graph, one.times, asked) for one in measured)
+        whole = _curve(graph, np.concatenate([one.times for one in measured]), asked)
+        ends = np.cumsum([one.times.size for one in measured])
+        curves = tuple(
+            _part(whole, slice(end - one.times.size, end))
+            for end, one in zip(ends, measured, strict=True)
+        )
     return Subject(
         name=name,
         graph=graph,
@@ -143,6 +148,17 @@ def _curve(graph: ChannelGraph, times: np.ndarray, asked: Asked) -> Scree:
         method = "dense" if graph.n <= _EXACT else "slq"
     return graph.scree(
         asked.k, times, method=method, zero_modes=asked.zero_modes, seed=asked.seed or 0
+    )
+
+
+def _part(curve: Scree, places: slice) -> Scree:
+    """The curve at some of its times."""
+    return replace(
+        curve,
+        alpha=curve.alpha[:, places],
+        low=curve.low[:, places],
+        high=curve.high[:, places],
+        times=curve.times[places],
     )
 
 

@@ -188,7 +188,10 @@ def _show_comparison(
         "within": [*_numbers(comparison.certificate), "exact"],
         "R of reference": [*_numbers(comparison.residual[0]), "0"],
         "R of graph": [*_numbers(comparison.residual[1]), "0"],
-        **{f"{name} of reference": [*cells, ""] for name, cells in _alphas(reference, place).items()},
+        **{
+            f"{name} of reference": [*cells, ""]
+            for name, cells in _alphas(reference, place).items()
+        },
         **{f"{name} of graph": [*cells, ""] for name, cells in _alphas(one, place).items()},
     }
     if comparison.convention != "degree":
