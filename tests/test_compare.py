@@ -13,8 +13,8 @@ from scipy.linalg import expm
 import n2nfx
 from n2nfx.connectivity.bipartite import layer_spectra
 from n2nfx.connectivity.compare import compare, compare_with, measure
-from n2nfx.connectivity.graph import Block, ChannelGraph, Group, layered
 from n2nfx.connectivity.conventions import mean_degree
+from n2nfx.connectivity.graph import Block, ChannelGraph, Group, layered
 
 SIZES = (3, 5, 4, 2)
 PAIRS = ((0, 1), (1, 2), (2, 3), (0, 2))  # the last is a skip

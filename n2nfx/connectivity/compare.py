@@ -13,11 +13,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degree, scaled
 from n2nfx.connectivity.difference import difference
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.heat import Heat
 from n2nfx.connectivity.propagate import Method
-from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degree, scaled
 from n2nfx.errors import CannotOperate, UsageError
 
 THRESHOLD = 0.01

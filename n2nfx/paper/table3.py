@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
 from n2nfx.connectivity.compare import Comparison, compare_with, measure
-from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.conventions import TAU
+from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.paper.order import Agreement, Figure, agreement, agrees
 from n2nfx.paper.printed import Place, table3
 
