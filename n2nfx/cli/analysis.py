@@ -135,11 +135,17 @@ def _subject(
     return Subject(
         name=name,
         graph=graph,
-        smallest=smallest_nonzero(graph) if graph.edges else None,
+        smallest=_smallest(graph, measured),
         measured=measured,
         curves=curves,
         layers=layer_spectra(graph) if asked.layers else (),
     )
+
+
+def _smallest(graph: ChannelGraph, measured: tuple[Measured, ...]) -> Smallest | None:
+    """The smallest nonzero eigenvalue, which a unit of time may have been; None without an edge."""
+    known = next((one.smallest for one in measured if one.smallest is not None), None)
+    return known or (smallest_nonzero(graph) if graph.edges else None)
 
 
 def _curve(graph: ChannelGraph, times: np.ndarray, asked: Asked) -> Scree:

@@ -9,15 +9,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degree, scaled
+from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degree, unit_of
 from n2nfx.connectivity.difference import difference
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.heat import Heat
 from n2nfx.connectivity.propagate import Method
+from n2nfx.connectivity.spectrum import Smallest
 from n2nfx.errors import CannotOperate, UsageError
 
 THRESHOLD = 0.01
@@ -29,6 +30,7 @@ class Measured:
     """The heat of one graph at declared times.
 
     `times` (T,) are absolute, `tau` the same in units of the convention, empty for "absolute".
+    `smallest` is the nonzero eigenvalue that was a unit of time, where one was.
     """
 
     graph: ChannelGraph
@@ -37,6 +39,7 @@ class Measured:
     times: np.ndarray
     heat: Heat
     threshold: float
+    smallest: Smallest | None = None
 
     @cached_property
     def saturation_time(self) -> float:
@@ -201,12 +204,13 @@ def measure(
     if not 0.0 < threshold < 1.0:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
     if isinstance(times, str):
-        units = tuple(map(float, absolute(tau, "tau")))
-        found = scaled(times, units, graph)
-        convention = next(one for one in get_args(Convention) if one == times)
+        counts, unit = absolute(tau, "tau"), unit_of(times, graph)
+        convention, counted, found = times, tuple(counts.tolist()), counts / unit.scale
+        smallest = unit.smallest
     else:
-        convention, units, found = "absolute", (), absolute(times)
-    return _measured(graph, convention, units, found, threshold, tol, method)
+        convention, counted, found, smallest = "absolute", (), absolute(times), None
+    heat = graph.heat(found, tol, method=method)
+    return Measured(graph, convention, counted, found, heat, threshold, smallest)
 
 
 def compare_with(
@@ -214,31 +218,19 @@ def compare_with(
 ) -> Comparison:
     """As `compare`, with a reference whose heat is known already: many graphs, and it once."""
     _require_one_network(reference.graph, graph)
-    convention, tau = reference.convention, reference.tau
-    times = scaled(convention, tau, graph) if convention == "degree" else reference.times
-    found = _measured(
-        graph, convention, tau, times, reference.threshold, reference.heat.tolerance, method
-    )
-    of_reference, of_graph = reference.heat, found.heat
+    times = reference.times
+    if reference.convention == "degree":
+        times = absolute(reference.tau) / unit_of("degree", graph).scale
+    heat = graph.heat(times, reference.heat.tolerance, method=method)
+    of_reference = reference.heat
     return Comparison(
         reference=reference,
-        graph=found,
-        frobenius=np.linalg.norm(of_reference.signature - of_graph.signature, axis=1),
-        frobenius_saturated=float(np.linalg.norm(of_reference.saturated - of_graph.saturated)),
+        graph=Measured(
+            graph, reference.convention, reference.tau, times, heat, reference.threshold
+        ),
+        frobenius=np.linalg.norm(of_reference.signature - heat.signature, axis=1),
+        frobenius_saturated=float(np.linalg.norm(of_reference.saturated - heat.saturated)),
     )
-
-
-def _measured(
-    graph: ChannelGraph,
-    convention: Convention,
-    tau: tuple[float, ...],
-    times: np.ndarray,
-    threshold: float,
-    tol: float,
-    method: Method,
-) -> Measured:
-    heat = graph.heat(times, tol, method=method)
-    return Measured(graph, convention, tau, times, heat, threshold)
 
 
 def _require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:

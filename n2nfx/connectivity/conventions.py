@@ -1,12 +1,13 @@
 """What a time of diffusion is measured in: the scale of the weights is a scale of time."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from n2nfx.connectivity.graph import ChannelGraph
-from n2nfx.connectivity.spectrum import smallest_nonzero
+from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
 from n2nfx.errors import UsageError, did_you_mean
 
 Convention = Literal["reference", "degree", "absolute"]
@@ -16,20 +17,30 @@ TAU = (0.1, 1.0, 5.0, 20.0)
 _UNITS = ("reference", "degree")
 
 
-def scaled(convention: str, tau: Iterable[float], graph: ChannelGraph) -> np.ndarray:
-    """Absolute times (T,) from times in units of a convention, which the graph gives.
+@dataclass(frozen=True)
+class Unit:
+    """What a time is counted in: `scale` a unit, and the eigenvalue that it came from, if one."""
 
-    "reference" is tau over the graph's smallest nonzero eigenvalue, "degree" tau over its mean
-    degree. Raises `UsageError` for another convention, for times that cannot be, and for a graph
-    without an edge, which has no unit.
+    scale: float
+    smallest: Smallest | None = None
+
+
+def unit_of(convention: str, graph: ChannelGraph) -> Unit:
+    """The unit of time that a graph gives: t = tau / scale.
+
+    By "reference" the scale is its smallest nonzero eigenvalue, by "degree" its mean degree. Raises
+    `UsageError` for another convention, and for a graph without an edge, which has no unit.
     """
     if convention not in _UNITS:
         raise UsageError(
             f"there is no convention of time {convention!r}{did_you_mean(convention, _UNITS)}; "
             f"there is {' and '.join(_UNITS)}, or give absolute times"
         )
-    units, degree = absolute(tau, "tau"), mean_degree(graph)
-    return units / (degree if convention == "degree" else smallest_nonzero(graph).value)
+    degree = mean_degree(graph)
+    if convention == "degree":
+        return Unit(degree)
+    smallest = smallest_nonzero(graph)
+    return Unit(smallest.value, smallest)
 
 
 def absolute(times: Iterable[float], name: str = "times") -> np.ndarray:
