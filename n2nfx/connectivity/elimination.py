@@ -7,6 +7,8 @@ from scipy.linalg import ldl, solve_triangular
 
 from n2nfx.connectivity.laplacian import Laplacian
 
+_GROWTH = 1e6  # of entries; what rounding does to the spectrum grows with them
+
 
 @dataclass(frozen=True)
 class _Pivot:
@@ -26,17 +28,16 @@ class _Pivot:
         """inverse(D) x, where D has blocks of one or two rows."""
         return _divide(self.diagonal, self.beside, x)
 
-    @property
-    def negative(self) -> int:
-        """Negative eigenvalues of D; a block of two has one of each sign, or two of one."""
-        return _negative(self.diagonal, self.beside)
+
+class UnstablePivots(ArithmeticError):
+    """A group's own block came near to singular: neither counts nor solves were to be trusted."""
 
 
 class Elimination:
     """`scale` L + `shift` I, factored group by group in the order given, with dense fill.
 
-    `growth` is the largest entry met over the largest there was: with much of it the pivots of a
-    group came near to singular, and neither counts nor solves are to be trusted.
+    `negative` is its number of negative eigenvalues (Sylvester). Raises `UnstablePivots` where
+    entries grow by more than a factor of 1e6, which a positive definite matrix never does.
     """
 
     def __init__(
@@ -47,18 +48,16 @@ class Elimination:
         order = range(count - 1, -1, -1) if backwards else range(count)
         self._rank = {group: place for place, group in enumerate(order)}
         self._open = self._opened(laplacian, scale, shift)
-        first = max((float(np.abs(block).max()) for block in self._open.values()), default=1.0)
-        self._largest = first
+        self._bound = _GROWTH * max(float(np.abs(block).max()) for block in self._open.values())
         self.negative = 0
         self._pivots: list[_Pivot] = []
         for group in order:
             if self._spans[group].start == self._spans[group].stop:
                 continue
             pivot = self._eliminate(group)
-            self.negative += pivot.negative
+            self.negative += negative(pivot.diagonal, pivot.beside)
             if keep:
                 self._pivots.append(pivot)
-        self.growth = self._largest / first if first else 1.0
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """x with (scale L + shift I) x = right, (n,)."""
@@ -105,13 +104,14 @@ class Elimination:
         lower, middle, order = ldl(own, overwrite_a=True, check_finite=False)
         lower = lower[order]
         diagonal, beside = middle.diagonal().copy(), middle.diagonal(1).copy()
-        self._largest = max(self._largest, float(np.abs(diagonal).max()))
         joined = {
             later: solve_triangular(
                 lower, self._open.pop((later, group)).T[order], lower=True, unit_diagonal=True
             )
             for later in [row for row, column in self._open if column == group]
         }
+        if joined and _singular(diagonal, beside):
+            raise UnstablePivots
         for one, across in joined.items():
             divided = _divide(diagonal, beside, across)
             for other, through in joined.items():
@@ -124,7 +124,8 @@ class Elimination:
             self._open[place] -= update
         else:
             self._open[place] = -update
-        self._largest = max(self._largest, float(np.abs(self._open[place]).max()))
+        if not np.abs(self._open[place]).max() <= self._bound:
+            raise UnstablePivots
 
 
 def fill(laplacian: Laplacian) -> int:
@@ -156,11 +157,22 @@ def _divide(diagonal: np.ndarray, beside: np.ndarray, x: np.ndarray) -> np.ndarr
     return divided
 
 
-def _negative(diagonal: np.ndarray, beside: np.ndarray) -> int:
-    first = np.flatnonzero(beside)
-    single = np.ones(diagonal.size, dtype=bool)
-    single[first] = single[first + 1] = False
-    one, two = diagonal[first], diagonal[first + 1]
-    mixed = one * two < beside[first] ** 2
+def negative(diagonal: np.ndarray, beside: np.ndarray) -> int:
+    """Negative eigenvalues of D; a block of two has one of each sign, or two of one."""
+    pair = np.flatnonzero(beside)
+    one, two = diagonal[pair], diagonal[pair + 1]
+    mixed = one * two < beside[pair] ** 2
     both = ~mixed & (one < 0)
-    return int((diagonal[single] < 0).sum() + mixed.sum() + 2 * both.sum())
+    return int((_single(diagonal, beside) < 0).sum() + mixed.sum() + 2 * both.sum())
+
+
+def _singular(diagonal: np.ndarray, beside: np.ndarray) -> bool:
+    pair = np.flatnonzero(beside)
+    determinants = diagonal[pair] * diagonal[pair + 1] - beside[pair] ** 2
+    return not (_single(diagonal, beside).all() and determinants.all())
+
+
+def _single(diagonal: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    """The blocks of one row."""
+    pair = np.flatnonzero(beside)
+    return np.delete(diagonal, np.concatenate([pair, pair + 1]))

@@ -15,6 +15,8 @@ from n2nfx.errors import UsageError
 if TYPE_CHECKING:
     from n2nfx.connectivity.heat import Heat
     from n2nfx.connectivity.propagate import Method
+    from n2nfx.connectivity.scree import Method as ScreeMethod
+    from n2nfx.connectivity.scree import Scree, ZeroModes
 
 Kind = Literal["input", "constant", "layer", "gate", "hub"]
 Aggregation = Literal["abs_sum", "l2", "count", "binary"]
@@ -182,6 +184,21 @@ class ChannelGraph:
         from n2nfx.connectivity.heat import heat  # it works on graphs
 
         return heat(self, times, tol, sources=sources, method=method)
+
+    def scree(
+        self,
+        K: ArrayLike = 0.06,
+        times: ArrayLike | None = None,
+        *,
+        method: "ScreeMethod" = "auto",
+        zero_modes: "ZeroModes" = "paper",
+        seed: int = 0,
+    ) -> "Scree":
+        """alpha(K, t) of Eq. 7 with an interval each, at Fig. 4's times by default: see `scree`."""
+        from n2nfx.connectivity.scree import FIGURE_4, scree  # it works on graphs
+
+        at = FIGURE_4 if times is None else times
+        return scree(self, K, at, method=method, zero_modes=zero_modes, seed=seed)
 
     def edge_list(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every edge once: its nodes, source first, and its weight."""

@@ -11,6 +11,7 @@ from n2nfx.connectivity.chebyshev import Series, first_below
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.propagate import Decay, Method, Propagated, propagate
+from n2nfx.connectivity.times import checked_times
 from n2nfx.errors import CannotOperate, UsageError, did_you_mean
 
 _SHARE = 1e-3  # of the target, to which R is certified at a saturation time
@@ -112,20 +113,6 @@ def heat(
         certificate[finite] += found.errors
         residual[finite] = found.lengths
     return problem.result(at, signature, certificate, residual, tol, found)
-
-
-def checked_times(times: ArrayLike) -> np.ndarray:
-    """(T,) float64 times. Raises `UsageError` for none, and for negative or NaN ones."""
-    try:
-        found = np.atleast_1d(np.asarray(times, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"times must be numbers: {error}") from None
-    if found.ndim != 1 or not found.size:
-        raise UsageError(f"times must be one number or a list of them, not {found.shape}")
-    wrong = found[~(found >= 0)]
-    if wrong.size:
-        raise UsageError(f"a time must be 0 or more, not {wrong[0]:g}")
-    return found
 
 
 @dataclass(frozen=True, eq=False)

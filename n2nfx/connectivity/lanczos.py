@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
+Operator = Callable[[np.ndarray], np.ndarray]
+
 _EXHAUSTED = 1e-14  # a next vector this small beside the operator is rounding, not direction
 _CLEAN = 0.7  # one pass suffices where a vector keeps this share of its length (Kahan, Parlett)
 
@@ -25,12 +27,15 @@ class Ritz:
 
 
 class Lanczos:
-    """The Krylov space of `apply` from a nonzero `start` (n,), of at most `limit` dimensions."""
+    """The Krylov space of `apply` from a nonzero `start` (n,), of at most `limit` dimensions.
 
-    def __init__(
-        self, apply: Callable[[np.ndarray], np.ndarray], start: np.ndarray, limit: int
-    ) -> None:
+    It stays where `project` projects to: what rounding lets in of a null space, far from the rest
+    of the spectrum, would grow from step to step and end as a ghost eigenvalue.
+    """
+
+    def __init__(self, apply: Operator, project: Operator, start: np.ndarray, limit: int) -> None:
         self._apply = apply
+        self._project = project
         self._vectors = np.empty((limit + 1, start.size))
         self._vectors[0] = start / np.linalg.norm(start)
         self._diagonal: list[float] = []
@@ -78,6 +83,7 @@ class Lanczos:
         following -= self._diagonal[-1] * vector
         if self._beside:
             following -= self._beside[-1] * self._vectors[last - 1]
+        following = self._project(following)
         length = self._reorthogonalize(following)
         self._beside.append(length)
         if not self.invariant:

@@ -121,7 +121,7 @@ class Laplacian:
 
 
 def _stored(block: Block, cells: int) -> Matrix:
-    """The weights of a block with room for `cells` as its fill wants them; CSR has no zeros."""
+    """The weights of a block, dense or CSR by its share of `cells`; no zeros stored in CSR."""
     weights = block.weights
     dense = block.edges > _DENSE_FILL * cells
     if isinstance(weights, np.ndarray):

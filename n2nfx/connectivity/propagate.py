@@ -16,7 +16,7 @@ Method = Literal["auto", "lanczos", "chebyshev", "shift-invert"]
 
 MOST_STEPS = 400  # of Lanczos, where a graph counts as stiff; memory is a vector a step
 LARGEST_KRYLOV = 300_000  # nodes, above which a Krylov basis takes too much memory
-_LARGEST_FACTOR = 2**28  # entries of a factor: 2 GiB
+LARGEST_FACTOR = 2**28  # entries of a factor: 2 GiB
 _CHECK = 10  # steps between two looks at the error
 _SAMPLES = 4096  # of a function whose Chebyshev coefficients are taken
 _POLES = (-3, -2.5, -2, -1.5, -1, -0.5, 0)  # that are tried: powers of ten times the latest time
@@ -97,7 +97,7 @@ def propagate(
         return _by_shift_invert(laplacian, start, times, tol)
     found = _by_lanczos(laplacian, start, times, tol)
     missed = _missed(found, times, tol)
-    if method == "lanczos" or not missed.size or fill(laplacian) > _LARGEST_FACTOR:
+    if method == "lanczos" or not missed.size or fill(laplacian) > LARGEST_FACTOR:
         return found
     other = _by_shift_invert(laplacian, start, times[missed], tol)
     better = other.errors.max() < found.errors[missed].max()
@@ -120,7 +120,7 @@ def _by_lanczos(
     has a closed form.
     """
     length = float(np.linalg.norm(start))
-    run = Lanczos(lambda x: laplacian.project(laplacian @ x), start, _limit(laplacian))
+    run = Lanczos(laplacian.__matmul__, laplacian.project, start, _limit(laplacian))
     while True:
         run.extend(_CHECK)
         ritz = run.ritz()
@@ -202,7 +202,7 @@ def _by_one_pole(
     share = tol / (4 * length)
     pole, steps = _planned(times, share, _limit(laplacian))
     factor = Elimination(laplacian, pole, 1.0, keep=True, backwards=False)
-    run = Lanczos(lambda x: laplacian.project(factor.solve(x)), start, steps)
+    run = Lanczos(factor.solve, laplacian.project, start, steps)
     run.extend(steps)
     ritz = run.ritz()
     inverse = np.clip(ritz.values, 1 / (1 + pole * laplacian.largest), 1.0)
