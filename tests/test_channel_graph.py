@@ -460,15 +460,15 @@ def hubbed() -> Model:
 
 
 def test_an_operation_without_a_rule_is_a_named_node() -> None:
-    graph = graph_of(hubbed(), 2, 4, 4)
-    hubs = [group for group in graph.groups if group.kind == "hub"]
-    assert [hub.size for hub in hubs] == [1, 1]
+    model = hubbed()
+    graph = graph_of(model, 2, 4, 4)
+    hubs = [(group.name, group.size) for group in graph.groups if group.kind == "hub"]
+    assert hubs == [("cumsum", 1), ("sort", 1)]
     assert graph.hubs == ("cumsum", "sort")
     assert (between(graph, "cumsum", "before") == 1).all()
-    weights = np.abs(weight_of(hubbed_model := hubbed(), "after"))
-    assert between(graph, "after", "sort").shape == (3, 1)
-    assert hubbed_model is not None
-    assert weights.shape[0] == 3
+    assert between(graph, "sort", "cumsum") == 1
+    summed = pointwise(model, "after").sum(1, keepdims=True)
+    assert between(graph, "after", "sort") == pytest.approx(summed)
 
 
 def test_strict_refuses_hubs_by_name() -> None:
@@ -748,8 +748,39 @@ def test_what_moves_in_a_network_is_what_its_graph_leads_to(name: str) -> None:
     check(name, starts=2, exact=name in EXACT)
 
 
-def check(name: str, starts: int, exact: bool) -> tuple[int, int]:
-    """Pairs of a channel and a layer that were looked at, and those of them that agree exactly."""
+MORE_EXACT = (
+    "n2nfx:resnet50_cifar", "torchvision:alexnet", "torchvision:densenet121",
+    "torchvision:googlenet", "torchvision:inception_v3", "torchvision:mnasnet0_5",
+    "torchvision:mobilenet_v2", "torchvision:regnet_x_400mf", "torchvision:resnext50_32x4d",
+    "torchvision:squeezenet1_1", "timm:convmixer_768_32", "timm:cspresnet50", "timm:dla34",
+    "timm:hrnet_w18_small", "timm:poolformer_s12", "timm:repvgg_a0", "timm:selecsls42",
+    "timm:vovnet39a",
+)  # fmt: skip
+MORE = (
+    "torchvision:convnext_tiny", "torchvision:efficientnet_b0", "torchvision:maxvit_t",
+    "torchvision:mobilenet_v3_small", "torchvision:regnet_y_400mf", "torchvision:swin_t",
+    "torchvision:swin_v2_t", "torchvision:vit_b_32", "timm:botnet26t_256", "timm:coat_lite_tiny",
+    "timm:crossvit_tiny_240", "timm:davit_tiny", "timm:edgenext_xx_small",
+    "timm:efficientformer_l1", "timm:eva02_tiny_patch14_224", "timm:fastvit_t8",
+    "timm:focalnet_tiny_srf", "timm:gcvit_xxtiny", "timm:ghostnet_100", "timm:gmixer_12_224",
+    "timm:halonet26t", "timm:lambda_resnet26t", "timm:levit_128s", "timm:mixer_s32_224",
+    "timm:mobilevit_xxs", "timm:pvt_v2_b0", "timm:res2net50_26w_4s", "timm:resmlp_12_224",
+    "timm:resnest14d", "timm:skresnet18", "timm:tresnet_m", "timm:volo_d1_224",
+    "timm:xcit_nano_12_p16_224",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*MORE_EXACT, *MORE])
+def test_what_moves_in_any_network_is_what_its_graph_leads_to(name: str) -> None:
+    check(name, starts=6, exact=name in MORE_EXACT)
+
+
+def check(name: str, starts: int, exact: bool) -> None:
+    """Perturb a channel of some layers of a model: what moves is what the graph leads to, or less.
+
+    Gates let a graph lead further than values go, and so does what saturates.
+    """
     built = build(name)
     assert isinstance(built.example, Tensor)
     network = thinned(built.module, built.example)
@@ -757,10 +788,8 @@ def check(name: str, starts: int, exact: bool) -> tuple[int, int]:
     x = torch.rand(1, *built.example.shape[1:], generator=generator).double() + 0.5
     layers = once_called(network)
     chosen = torch.randperm(len(layers), generator=generator)[:starts].tolist()
-    picks = [(layers[at], 1) for at in chosen]
-    found = [probe for probe in probes(network, x, picks) if probe.moved or probe.reached]
-    assert found
+    found = list(probes(network, x, [(layers[at], 1) for at in chosen]))
+    assert any(probe.moved for probe in found)
     assert all(probe.moved <= probe.reached for probe in found)
-    same = sum(probe.moved == probe.reached for probe in found)
-    assert not exact or same == len(found)
-    return len(found), same
+    if exact:
+        assert all(probe.moved == probe.reached for probe in found)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from n2nfx.connectivity.aggregates import aggregate, stored
-from n2nfx.connectivity.graph import Aggregation, Group, Kind, Matrix, Residual
+from n2nfx.connectivity.aggregates import aggregate
+from n2nfx.connectivity.graph import Aggregation, Group, Kind, Matrix, Residual, stored
 from n2nfx.connectivity.relations import ChannelMap, Every, Link, Pairs
 from n2nfx.connectivity.rows import Rows, united
 from n2nfx.connectivity.weights import Use
