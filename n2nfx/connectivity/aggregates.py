@@ -5,20 +5,18 @@ channel that was flattened before a linear layer.
 """
 
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 import torch
 from scipy import sparse
 
-from n2nfx.connectivity.graph import Aggregation, Matrix, shape_of
+from n2nfx.connectivity.graph import Aggregation, Matrix, shape_of, stored
 from n2nfx.connectivity.relations import by_group
 from n2nfx.connectivity.rows import Rows
 from n2nfx.connectivity.weights import Use
 from n2nfx.errors import CannotOperate
 
 _ROOM = 2**23  # weights that are turned into float64 at a time
-_DENSE_FILL = 0.25  # above it a dense block takes no more memory, and is faster
 
 
 def aggregate(
@@ -38,19 +36,6 @@ def aggregate(
     for part in found:
         _require_finite(part, name)
     return nodes, stored(found)
-
-
-def stored(parts: list[Matrix]) -> Matrix:
-    """The rows of all parts together: dense above a quarter of fill, else CSR."""
-    size = sum(prod(shape_of(part)) for part in parts)
-    filled = sum(
-        int(np.count_nonzero(part)) if isinstance(part, np.ndarray) else part.nnz for part in parts
-    )
-    if filled > _DENSE_FILL * size:
-        dense = [part if isinstance(part, np.ndarray) else part.toarray() for part in parts]
-        return dense[0] if len(dense) == 1 else np.concatenate(dense)
-    listed = [sparse.csr_array(part) for part in parts]
-    return listed[0] if len(listed) == 1 else sparse.csr_array(sparse.vstack(listed))
 
 
 def _at_once(

@@ -6,9 +6,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from n2nfx.connectivity.aggregates import capped, stored
+from n2nfx.connectivity.aggregates import capped
 from n2nfx.connectivity.contraction import Contraction, Piece
-from n2nfx.connectivity.graph import Block, Group, Matrix, shape_of
+from n2nfx.connectivity.graph import Block, Group, Matrix, shape_of, stored
 
 
 def assemble(found: Contraction, binary: bool) -> tuple[tuple[Group, ...], tuple[Block, ...]]:
@@ -85,7 +85,7 @@ class _Sums:
         """In the order of their targets, then of their sources."""
         for source, target in sorted(self._parts, key=lambda ends: ends[::-1]):
             parts = self._parts.pop((source, target))
-            total = parts[0] if len(parts) == 1 else stored([_sum(parts)])
+            total = stored([_sum(parts)])
             names = tuple(dict.fromkeys(self._names[source, target]))
             yield Block(source, target, capped(total) if binary else total, names)
 
@@ -124,6 +124,8 @@ class _Sums:
 
 
 def _sum(parts: list[Matrix]) -> Matrix:
+    if len(parts) == 1:
+        return parts[0]
     dense = [part for part in parts if isinstance(part, np.ndarray)]
     if not dense:
         return sparse.csr_array(sum(parts[1:], start=parts[0]))

@@ -80,7 +80,7 @@ def contraction_of(
     The edges go from what is read to what is written, so that what a channel leads to can be told.
     """
     network = _with_masks_at_work(network)
-    graph = max(graphs_of(network.module), key=lambda one: _reach(network.module, one))
+    graph = _richest(network.module)
     names = {layer.weight: layer.name for layer in network.layers}
     branches = {skip.weight for skip in network.skips}
 
@@ -99,9 +99,16 @@ def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}{near}")
 
 
-def _reach(module: fx.GraphModule, graph: fx.Graph) -> int:
-    """How many weights a graph uses."""
-    return len({layer.weight for _, layer in nodes_of(module, graph)})
+def _richest(module: fx.GraphModule) -> fx.Graph:
+    """The graph that uses most weights; the first of those that use as many."""
+    first, *others = graphs_of(module)
+    if not others:
+        return first
+
+    def used(graph: fx.Graph) -> int:
+        return len({layer.weight for _, layer in nodes_of(module, graph)})
+
+    return max((first, *others), key=used)
 
 
 def _with_masks_at_work(network: Network) -> Network:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
+from torch.nn import functional
 
 from n2nfx.connectivity.moves import Unfollowed
 from n2nfx.connectivity.relations import ChannelMap, Every, Pairs, Relation
@@ -19,7 +20,7 @@ from n2nfx.connectivity.weights import Use, Weights
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Network
-from n2nfx.tracing.ops import is_in_place, is_view, name_of
+from n2nfx.tracing.ops import is_in_place, is_view, kind_of, name_of
 from n2nfx.tracing.tape import Spec
 
 _BATCH = 2
@@ -93,7 +94,9 @@ class _Walk:
     def _value(self, node: fx.Node) -> Any:
         spec = _require_spec(node)
         if node.op == "placeholder":
-            return self._input(self._shape(spec), spec[0].dtype.is_floating_point)
+            has_channels = spec[0].dtype.is_floating_point
+            axis = -1 if has_channels and self._is_read_by_linear(node) else 1
+            return self._input(self._shape(spec), axis if has_channels else None)
         if node.op == "get_attr":
             return self._constants(spec)
         call = self._call(node, spec)
@@ -129,9 +132,22 @@ class _Walk:
             shape=self._shape(spec) if _is_tensor(spec) else None,
         )
 
-    def _input(self, shape: Sequence[int], has_channels: bool) -> Value:
+    def _is_read_by_linear(self, node: fx.Node) -> bool:
+        """Whether a linear layer reads an input first, whose channels are then its last axis."""
+        for user in node.users:
+            module = user.op == "call_module"
+            called = self._module.get_submodule(str(user.target)) if module else user.target
+            if isinstance(called, nn.Linear) or called is functional.linear:
+                return True
+            kind = kind_of(self._module, user)
+            if kind in ("norm", "activation", "passing") and self._is_read_by_linear(user):
+                return True
+        return False
+
+    def _input(self, shape: Sequence[int], axis: int | None) -> Value:
         """An input; indices into a table have no channels."""
-        value = self._loom.make(shape, (1,) if has_channels and len(shape) > 1 else ())
+        axes = () if axis is None or len(shape) < 2 else (axis % len(shape),)
+        value = self._loom.make(shape, axes)
         self._inputs.append(len(self._loom.sizes) - 1)
         return value
 
@@ -159,7 +175,7 @@ class _Walk:
     def _along(self, call: Call, value: Value, axis: int) -> Value:
         """A value's channels along one axis alone."""
         if value.number is None:
-            value = self._input(value.shape, False)
+            value = self._input(value.shape, None)
             self._tables.add(self._inputs[-1])
         others = [other for other in value.axes if other != axis]
         if any(others) and axis not in value.axes and value.number not in self._inputs:

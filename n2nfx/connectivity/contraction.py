@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from n2nfx.connectivity.aggregates import aggregate, stored
-from n2nfx.connectivity.graph import Aggregation, Group, Kind, Matrix, Residual
+from n2nfx.connectivity.aggregates import aggregate
+from n2nfx.connectivity.graph import Aggregation, Group, Kind, Matrix, Residual, stored
 from n2nfx.connectivity.relations import ChannelMap, Every, Link, Pairs
 from n2nfx.connectivity.rows import Rows, united
 from n2nfx.connectivity.weights import Use
@@ -127,8 +127,10 @@ class _Contractor:
         return self._met(value, links)
 
     def _group(self, value: int, kind: Kind, size: int, name: str = "") -> np.ndarray:
-        """New nodes, under a name that is free."""
+        """New nodes, under a name that is free; what only serves an operation is told so."""
         name = name or self._map.names[value]
+        if kind in ("gate", "constant"):
+            name = f"{kind} of {name}"
         self._names[name] += 1
         if self._names[name] > 1:
             name = f"{name} ({self._names[name]})"
@@ -202,17 +204,17 @@ class _Contractor:
         return united([one, *(rows.kept(~found) for rows, _ in operands if not rows.is_single)])
 
     def _gated(self, value: int, rows: Rows) -> Rows:
-        """Nodes that several channels are read as all together become one: a gate."""
-        bundles = rows.shared()
-        if not (bundles >= 0).any():
+        """What lists several nodes, and not alone some of them, reads one for them all: a gate."""
+        numbers = rows.shared()
+        if not (numbers >= 0).any():
             return rows
-        gates = self._group(value, "gate", int(bundles.max()) + 1)
-        at = bundles[rows.owners]
+        gates = self._group(value, "gate", int(numbers.max()) + 1)
+        at = numbers[rows.owners]
         ends = np.unique(np.stack([rows.nodes[at >= 0], gates[at[at >= 0]]]), axis=1)
         self._join(ends[0], ends[1])
-        inside = bundles >= 0
+        inside = numbers >= 0
         made = Rows(
-            np.concatenate([[0], np.cumsum(inside)]), gates[bundles[inside]], np.ones(inside.sum())
+            np.concatenate([[0], np.cumsum(inside)]), gates[numbers[inside]], np.ones(inside.sum())
         )
         return united([made, rows.kept(~inside)])
 

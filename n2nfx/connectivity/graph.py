@@ -23,6 +23,8 @@ Aggregation = Literal["abs_sum", "l2", "count", "binary"]
 Residual = Literal["identity", "merge"]
 Matrix = np.ndarray | sparse.csr_array
 
+_DENSE_FILL = 0.25  # above it a dense block takes no more memory, and is faster
+
 
 @dataclass(frozen=True)
 class Group:
@@ -219,6 +221,20 @@ def shape_of(weights: Matrix) -> tuple[int, int]:
     """Rows and columns, of which scipy's types are not sure."""
     rows, columns = weights.shape or (0, 0)
     return rows, columns
+
+
+def stored(parts: Sequence[Matrix]) -> Matrix:
+    """The rows of all parts together: dense above a quarter of fill, else CSR."""
+    size = sum(rows * columns for rows, columns in map(shape_of, parts))
+    filled = sum(
+        int(np.count_nonzero(part)) if isinstance(part, np.ndarray) else part.count_nonzero()
+        for part in parts
+    )
+    if filled > _DENSE_FILL * size:
+        dense = [part if isinstance(part, np.ndarray) else part.toarray() for part in parts]
+        return dense[0] if len(dense) == 1 else np.concatenate(dense)
+    listed = [sparse.csr_array(part) for part in parts]
+    return listed[0] if len(listed) == 1 else sparse.csr_array(sparse.vstack(listed))
 
 
 def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, Matrix]]) -> ChannelGraph:

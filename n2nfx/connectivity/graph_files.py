@@ -6,6 +6,7 @@ with what the edges do not say: the groups, which weights a block is of, how the
 
 import csv
 import io
+import itertools
 import json
 import struct
 import tokenize
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -24,17 +25,28 @@ from scipy import io as scipy_io
 from scipy import sparse
 
 from n2nfx.atomic import put_file
-from n2nfx.connectivity.graph import Block, ChannelGraph, Group, shape_of
+from n2nfx.connectivity.graph import (
+    Aggregation,
+    Block,
+    ChannelGraph,
+    Group,
+    Kind,
+    Residual,
+    shape_of,
+    stored,
+)
 from n2nfx.errors import CannotOperate, DamagedFile, UsageError, did_you_mean, first_line
 
 _MARK, _VERSION = "n2nfx channel graph", 1
 _KEY = "n2nfx"  # under which a file has the text, where its format has a place for such
+_SYMMETRIC = "%%MatrixMarket matrix coordinate real symmetric\n"
+_MTX_ROW = [("target", np.int64), ("source", np.int64), ("weight", np.float64)]
+_NONE = ("1 1 0",)  # a row to read and leave out, since no rows at all are warned of
 _LINE = 1000  # characters that a line of Matrix Market may have, and some
 _COLUMNS = (
     *("source", "target", "source_layer", "source_channel", "target_layer", "target_channel"),
     "weight",
 )
-_DENSE_FILL = 0.25
 
 # What readers of damaged files raise.
 _DAMAGED = (
@@ -167,6 +179,8 @@ def _graph(told: dict[str, Any], edges: _Edges) -> ChannelGraph:
         raise ValueError(f"it is of version {told['version']}; {_VERSION} is known")
     if edges.weights.size != told["edges"]:
         raise ValueError(f"it has {edges.weights.size} of {told['edges']} edges")
+    for name, known in (("aggregation", Aggregation), ("residual", Residual)):
+        _require_one_of(name, told[name], known)
     groups = tuple(_group(**one) for one in told["groups"])
     return ChannelGraph(
         groups=groups,
@@ -183,7 +197,13 @@ def _graph(told: dict[str, Any], edges: _Edges) -> ChannelGraph:
 def _group(name: str, kind: Any, size: int, channels: list[int]) -> Group:
     if type(size) is not int or size < 1 or len(channels) not in (0, size):
         raise ValueError(f"the group {name!r} has {size} nodes")
+    _require_one_of("kind", kind, Kind)
     return Group(str(name), kind, size, tuple(channels))
+
+
+def _require_one_of(name: str, value: object, known: Any) -> None:
+    if value not in get_args(known):
+        raise ValueError(f"its {name} is {value!r}")
 
 
 def _blocks(groups: tuple[Group, ...], told: list[Any], edges: _Edges) -> Iterator[Block]:
@@ -208,8 +228,7 @@ def _blocks(groups: tuple[Group, ...], told: list[Any], edges: _Edges) -> Iterat
         places = edges.targets[own] - starts[second], edges.sources[own] - starts[first]
         shape = int(sizes[second]), int(sizes[first])
         block = sparse.csr_array((edges.weights[own], places), shape=shape)
-        dense = block.nnz > _DENSE_FILL * shape[0] * shape[1]
-        yield Block(first, second, block.toarray() if dense else block, tuple(names))
+        yield Block(first, second, stored([block]), tuple(names))
 
 
 # One format each: how it is written, and how its text and edges are read.
@@ -233,7 +252,7 @@ def _npz(graph: ChannelGraph) -> bytes:
 
 
 def _read_npz(path: Path) -> tuple[str, _Edges]:
-    with np.load(path, allow_pickle=False) as found:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
         if not isinstance(found, np.lib.npyio.NpzFile):
             raise ValueError("it is one array")
         names = ("data", "indices", "indptr", "shape", _KEY)
@@ -253,13 +272,28 @@ def _mtx(graph: ChannelGraph) -> bytes:
 
 
 def _read_mtx(path: Path) -> tuple[str, _Edges]:
+    """Not by `scipy.io.mmread`, which a file that is cut makes end the process."""
+    _require_last_line(path)
     parts = []
     with path.open(encoding="ascii") as file:
+        if file.readline() != _SYMMETRIC:
+            raise ValueError("it holds no symmetric matrix of real numbers")
         for line in file:
             if not line.startswith("%"):
                 break
             parts += [line.rstrip("\n").partition(f"%{_KEY}:")[2]]
-    return "".join(parts), _Edges.of_matrix(scipy_io.mmread(path, spmatrix=False))
+        first = file.readline()
+        rows = itertools.chain([first], file) if first else _NONE
+        found = np.loadtxt(rows, dtype=_MTX_ROW, ndmin=1)[: None if first else 0]
+    return "".join(parts), _Edges(found["source"] - 1, found["target"] - 1, found["weight"])
+
+
+def _require_last_line(path: Path) -> None:
+    """Or the last number may be cut, and nobody sees it."""
+    with path.open("rb") as file:
+        file.seek(-1, io.SEEK_END)
+        if file.read() != b"\n":
+            raise ValueError("its last line is cut")
 
 
 _GRAPHML = """<?xml version="1.0" encoding="utf-8"?>
@@ -319,6 +353,7 @@ def _csv(graph: ChannelGraph) -> bytes:
 
 
 def _read_csv(path: Path) -> tuple[str, _Edges]:
+    _require_last_line(path)
     with path.open(encoding="utf-8", newline="") as file:
         text = file.readline().removeprefix("# ")
         reader = csv.reader(file)

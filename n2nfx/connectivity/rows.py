@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from n2nfx.connectivity.relations import Pairs
 
@@ -84,23 +82,21 @@ class Rows:
         return Rows(starts, self.nodes[entries], self.weights[entries])
 
     def shared(self) -> np.ndarray:
-        """For each row the number of its bundle from 0 on, or -1 where it is in none.
-
-        Rows that have a node in common are a bundle, if any of them has more than one node.
+        """For each row of several nodes, of which another row has some too, the number of what it
+        lists, from 0 on: equal rows have one number. -1 for all other rows.
         """
-        lengths = self.lengths
+        found = np.full(self.size, -1)
         if self.is_single:
-            return np.full(self.size, -1)
-        found, places = np.unique(self.nodes, return_inverse=True)
-        count = self.size + found.size
-        ends = self.owners, places + self.size
-        joins = sparse.csr_array((np.ones(self.nodes.size), ends), shape=(count, count))
-        labels = csgraph.connected_components(joins, directed=False)[1][: self.size]
-        members = np.bincount(labels[lengths > 0], minlength=count)
-        several = np.bincount(labels[lengths > 1], minlength=count)
-        is_bundle = (members > 1) & (several > 0)
-        numbers = np.where(is_bundle, np.cumsum(is_bundle) - 1, -1)
-        return np.where(lengths > 0, numbers[labels], -1)
+            return found
+        _, places, counts = np.unique(self.nodes, return_inverse=True, return_counts=True)
+        owners = self.owners
+        is_shared = np.zeros(self.size, dtype=bool)
+        is_shared[owners[counts[places] > 1]] = True
+        known: dict[bytes, int] = {}
+        for row in np.flatnonzero(is_shared & (self.lengths > 1)):
+            listed = self.nodes[self.starts[row] : self.starts[row + 1]].tobytes()
+            found[row] = known.setdefault(listed, len(known))
+        return found
 
 
 def united(parts: list[Rows], add: bool = False) -> Rows:
