@@ -120,6 +120,15 @@ def test_of_two_the_first_is_the_reference(files: tuple[Path, Path]) -> None:
     assert one["frobenius"] == again.frobenius.tolist()
 
 
+def test_the_matrix_variant_is_of_times_that_both_share(files: tuple[Path, Path]) -> None:
+    whole, half = map(n2nfx.load_graph, files)
+    by_reference, by_degree = data(*files, "--matrix", "--tau", "1,5")["comparisons"]
+    expected = n2nfx.compare(whole, half, tau=(1, 5)).matrix()
+    assert [one["value"] for one in by_reference["matrix"]] == [one.value for one in expected]
+    assert by_degree["matrix"] == []
+    assert "||H - H||" in run(*files, "--matrix").stdout
+
+
 def test_with_a_reference_both_are_compared_with_it(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:

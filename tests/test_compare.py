@@ -76,8 +76,12 @@ def test_f_is_right_within_its_certificate(
 
 
 def _signature(graph: ChannelGraph, time: float) -> np.ndarray:
+    return expm(-time * _laplacian(graph)) @ graph.sources
+
+
+def _laplacian(graph: ChannelGraph) -> np.ndarray:
     weights = graph.to_scipy().toarray()
-    return expm(-time * (np.diag(weights.sum(axis=0)) - weights)) @ graph.sources
+    return np.diag(weights.sum(axis=0)) - weights
 
 
 @pytest.mark.parametrize("dead", [(3,), (3, 9, 13)])
@@ -107,8 +111,7 @@ def test_a_lone_source_costs_one() -> None:
 def test_by_reference_both_have_the_reference_s_times() -> None:
     reference, graph = dense(), dense(scale=0.1)
     found = compare(reference, graph, "reference", tau=(1, 5))
-    weights = reference.to_scipy().toarray()
-    smallest = np.linalg.eigvalsh(np.diag(weights.sum(axis=0)) - weights)[1]
+    smallest = np.linalg.eigvalsh(_laplacian(reference))[1]
     np.testing.assert_allclose(found.times, np.array([1, 5]) / smallest, rtol=1e-8)
     np.testing.assert_array_equal(found.times_of_graph, found.times)
     assert (found.convention, found.tau) == ("reference", (1.0, 5.0))
@@ -154,6 +157,17 @@ def test_one_reference_for_many_graphs_gives_the_same() -> None:
         again = compare(reference, graph, times)
         np.testing.assert_array_equal(once.frobenius, again.frobenius)
         np.testing.assert_array_equal(once.times_of_graph, again.times_of_graph)
+
+
+def test_the_matrix_variant_is_that_of_the_heat_matrices() -> None:
+    one, other, times = dense(), dense(seed=5), (0.1, 1.0)
+    found = compare(one, other, times).matrix()
+    for entry, time in zip(found, times, strict=True):
+        first, second = (expm(-time * _laplacian(graph)) for graph in (one, other))
+        assert entry.value == pytest.approx(np.linalg.norm(first - second), rel=1e-9)
+        assert entry.time == time
+    with pytest.raises(n2nfx.UsageError, match="one time for both"):
+        compare(one, other, "degree").matrix()
 
 
 def test_graphs_of_two_networks_are_refused_with_what_differs() -> None:

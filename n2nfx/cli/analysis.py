@@ -12,6 +12,7 @@ from n2nfx.connectivity.bipartite import LayerSpectrum, layer_spectra
 from n2nfx.connectivity.compare import Comparison, Measured, compare_with, measure
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
+from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius
 from n2nfx.connectivity.scree import Scree
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
 from n2nfx.errors import UsageError
@@ -40,7 +41,7 @@ class Asked:
     tau: tuple[float, ...]
     time_convention: str
     k: tuple[float, ...]
-    alpha: str
+    alpha: Any
     zero_modes: Any
     matrix: bool
     layers: bool
@@ -75,15 +76,26 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
-    """Everything that was found: the reference comes first, where anything is compared.
+class Compared:
+    """One graph against the reference in one convention of time, which is the `place`-th.
 
-    `comparisons` has, for every other subject, one comparison a convention.
+    `matrix` is the matrix variant of F; there is none where it was not asked for, or by degree.
     """
+
+    reference: Subject
+    graph: Subject
+    place: int
+    comparison: Comparison
+    matrix: tuple[MatrixFrobenius, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything that was found: the reference is the first, where anything is compared."""
 
     asked: Asked
     subjects: tuple[Subject, ...]
-    comparisons: tuple[tuple[Comparison, ...], ...]
+    compared: tuple[Compared, ...]
 
     @property
     def graph_of_a(self) -> ChannelGraph:
@@ -99,25 +111,32 @@ def study(**given: Any) -> Study:
     """
     asked = Asked(**given)
     graphs = _graphs(asked)
-    names = list(graphs)
-    reference, *others = graphs.values()
-    measured = [_measured(names[0], reference, asked)]
-    comparisons = []
-    for name, graph in zip(names[1:], others, strict=True):
-        _log.info("heat of %s", name)
-        found = tuple(compare_with(one, graph) for one in measured[0])
-        comparisons.append(found)
-        measured.append(tuple(one.graph for one in found))
-    subjects = [
-        _subject(name, graph, own, asked)
-        for (name, graph), own in zip(graphs.items(), measured, strict=True)
-    ]
-    return Study(asked, tuple(subjects), tuple(comparisons))
-
-
-def _measured(name: str, graph: ChannelGraph, asked: Asked) -> tuple[Measured, ...]:
+    name, *others = graphs
     _log.info("heat of %s", name)
-    return tuple(measure(graph, one, tau=asked.tau) for one in asked.conventions)
+    measured = tuple(measure(graphs[name], one, tau=asked.tau) for one in asked.conventions)
+    reference = _subject(name, graphs[name], measured, asked)
+    found = [one for other in others for one in _compared(reference, other, graphs[other], asked)]
+    subjects = dict.fromkeys([reference, *(one.graph for one in found)])
+    return Study(asked, tuple(subjects), tuple(found))
+
+
+def _compared(reference: Subject, name: str, graph: ChannelGraph, asked: Asked) -> list[Compared]:
+    """One graph against the reference, in every convention of time."""
+    _log.info("heat of %s", name)
+    found = [compare_with(one, graph) for one in reference.measured]
+    subject = _subject(name, graph, tuple(one.graph for one in found), asked)
+    return [
+        Compared(reference, subject, place, one, _matrix(one, asked))
+        for place, one in enumerate(found)
+    ]
+
+
+def _matrix(one: Comparison, asked: Asked) -> tuple[MatrixFrobenius, ...]:
+    if not asked.matrix or one.convention == "degree":
+        return ()
+    _log.info("heat of every node, by %s times", one.convention)
+    method = "dense" if one.graph.graph.n <= _EXACT else "sampled"
+    return one.matrix(method, asked.seed or 0)
 
 
 def _subject(

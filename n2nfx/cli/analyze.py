@@ -78,7 +78,7 @@ class Reals(click.ParamType):
     "nonzero",
     help="Whether alpha counts the zero eigenvalues of further components.",
 )
-@click.option("--matrix", is_flag=True, help="Also the distance of the heat matrices.")
+@click.option("--matrix", is_flag=True, help="Also ||H - H||_F, of heat from every node.")
 @click.option("--layers", is_flag=True, help="Also each layer's bipartite spectrum.")
 @click.option("--seed", type=int, help="Of models named, and of what is drawn; 0.")
 @click.option("--model", help="What an artifact of your own was made from: file.py:function.")

@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from n2nfx.cli.analysis import Study, Subject
+from n2nfx.cli.analysis import Compared, Study, Subject
 from n2nfx.cli.tables import console, say, table
 from n2nfx.cli.text import printable
-from n2nfx.connectivity.compare import Comparison, Measured
+from n2nfx.connectivity.compare import Measured
+from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius
 from n2nfx.connectivity.scree import Scree
 
 _TOLD = 3  # hubs that are named
@@ -25,15 +26,9 @@ _UNITS = {
 
 def as_data(found: Study) -> dict[str, Any]:
     """All numbers of it, as JSON data: what is not finite, or not known, is null."""
-    reference, *others = found.subjects
-    compared = zip(others, found.comparisons, strict=True)
     return {
         "graphs": [_of_subject(one) for one in found.subjects],
-        "comparisons": [
-            {"reference": reference.name, "graph": one.name, **_of_comparison(comparison)}
-            for one, comparisons in compared
-            for comparison in comparisons
-        ],
+        "comparisons": [_of_comparison(one) for one in found.compared],
     }
 
 
@@ -50,11 +45,7 @@ def _of_subject(one: Subject) -> dict[str, Any]:
         "density": graph.density,
         "effective_density": graph.effective_density,
         "mean_degree": float(graph.degrees.mean()),
-        "smallest_nonzero": one.smallest and {
-            "value": one.smallest.value,
-            "certified": one.smallest.certified,
-            "residual": one.smallest.residual,
-        },
+        "smallest_nonzero": one.smallest and asdict(one.smallest),
         "saturation_time": _finite(first.saturation_time),
         "saturation_threshold": first.threshold,
         "hubs": list(graph.hubs),
@@ -91,8 +82,11 @@ def _of_curve(curve: Scree) -> dict[str, Any]:
     }
 
 
-def _of_comparison(one: Comparison) -> dict[str, Any]:
+def _of_comparison(compared: Compared) -> dict[str, Any]:
+    one = compared.comparison
     return {
+        "reference": compared.reference.name,
+        "graph": compared.graph.name,
         "convention": one.convention,
         "tau": list(one.tau),
         "times": one.times.tolist(),
@@ -101,6 +95,7 @@ def _of_comparison(one: Comparison) -> dict[str, Any]:
         "certificate": one.certificate.tolist(),
         "frobenius_saturated": one.frobenius_saturated,
         "bound": one.bound,
+        "matrix": [asdict(entry) for entry in compared.matrix],
         "components": list(one.components),
         "unreached": list(one.unreached),
         "residual": [residual.tolist() for residual in one.residual],
@@ -122,13 +117,11 @@ def show(found: Study, files: Sequence[Path]) -> None:
     """Print what each graph is, then its heat over time, alone or against the reference."""
     out = console()
     out.print(_graphs(found.subjects))
-    reference, *others = found.subjects
-    if not others:
-        for place in range(len(reference.measured)):
-            _show_heat(out, reference, place)
-    for one, comparisons in zip(others, found.comparisons, strict=True):
-        for place, comparison in enumerate(comparisons):
-            _show_comparison(out, reference, one, comparison, place)
+    first = found.subjects[0]
+    for place in range(len(first.measured) if not found.compared else 0):
+        _show_heat(out, first, place)
+    for one in found.compared:
+        _show_comparison(out, one)
     for one in found.subjects:
         if one.layers:
             say(out, f"\nlayers of {printable(one.name)}, each as a bipartite graph")
@@ -174,34 +167,41 @@ def _show_heat(out: Console, one: Subject, place: int) -> None:
     out.print(_table(columns))
 
 
-def _show_comparison(
-    out: Console, reference: Subject, one: Subject, comparison: Comparison, place: int
-) -> None:
+def _show_comparison(out: Console, compared: Compared) -> None:
     """One graph against the reference in one convention of time; infinity comes last."""
+    reference, one, found = compared.reference, compared.graph, compared.comparison
     names = f"{printable(one.name)} against {printable(reference.name)}"
-    say(out, f"\n{names}: t is {_unit(comparison.reference, reference)}")
+    say(out, f"\n{names}: t is {_unit(found.reference, reference)}")
     columns = {
-        "tau": [*_numbers(comparison.tau), *([""] if comparison.tau else [])],
-        "t": [*_numbers(comparison.times), "infinity"],
-        "t of graph": [*_numbers(comparison.times_of_graph), "infinity"],
-        "F": [*_numbers(comparison.frobenius), _number(comparison.frobenius_saturated)],
-        "within": [*_numbers(comparison.certificate), "exact"],
-        "R of reference": [*_numbers(comparison.residual[0]), "0"],
-        "R of graph": [*_numbers(comparison.residual[1]), "0"],
-        **{
-            f"{name} of reference": [*cells, ""]
-            for name, cells in _alphas(reference, place).items()
-        },
-        **{f"{name} of graph": [*cells, ""] for name, cells in _alphas(one, place).items()},
+        "tau": [*_numbers(found.tau), *([""] if found.tau else [])],
+        "t": [*_numbers(found.times), "infinity"],
+        "t of graph": [*_numbers(found.times_of_graph), "infinity"],
+        "F": [*_numbers(found.frobenius), _number(found.frobenius_saturated)],
+        "within": [*_numbers(found.certificate), "exact"],
+        "R of reference": [*_numbers(found.residual[0]), "0"],
+        "R of graph": [*_numbers(found.residual[1]), "0"],
+        **_late(_alphas(reference, compared.place), "reference"),
+        **_late(_alphas(one, compared.place), "graph"),
+        "||H - H||": [*map(_span, compared.matrix), *([""] if compared.matrix else [])],
     }
-    if comparison.convention != "degree":
+    if found.convention != "degree":
         del columns["t of graph"]
     out.print(_table(columns))
+    ratio = _number(found.saturation_time_ratio)
     say(
         out,
-        f"saturation time over the reference's, in this unit: "
-        f"{_number(comparison.saturation_time_ratio)} (below 1, heat spreads faster)",
+        f"saturation time over the reference's, in this unit: {ratio} (below 1, heat spreads "
+        "faster)",
     )
+
+
+def _late(columns: Mapping[str, list[str]], whose: str) -> dict[str, list[str]]:
+    """Columns of one of two graphs, which have nothing at infinity."""
+    return {f"{name} of {whose}": [*cells, ""] for name, cells in columns.items()}
+
+
+def _span(one: MatrixFrobenius) -> str:
+    return _number(one.value) if one.exact else f"{one.low:.4g}..{one.high:.4g}"
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
@@ -247,8 +247,8 @@ def _remarks(found: Study) -> Iterator[str]:
     reference, *others = found.subjects
     first = reference.measured[0]
     yield ""
-    if found.comparisons:
-        bound = found.comparisons[0][0].bound
+    if found.compared:
+        bound = found.compared[0].comparison.bound
         yield f"F is at most sqrt(2 * sources) = {_number(bound)}; it has no sign"
     yield (
         f"saturation time: the t of R(t) <= {first.threshold:g} ||A||; edges weigh "

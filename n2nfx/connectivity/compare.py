@@ -17,6 +17,8 @@ from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degre
 from n2nfx.connectivity.difference import difference
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.heat import Heat
+from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius, matrix_frobenius
+from n2nfx.connectivity.matrix_frobenius import Method as MatrixMethod
 from n2nfx.connectivity.propagate import Method
 from n2nfx.connectivity.spectrum import Smallest
 from n2nfx.errors import CannotOperate, UsageError
@@ -64,8 +66,7 @@ class Comparison:
 
     Arrays are (T,), an entry for each time; pairs are (reference, graph). `frobenius` is F(t) =
     ||S_reference(t) - S_graph(t)||_2 (Eq. 6), right within `certificate`; `frobenius_saturated` is
-    F at t = infinity, exact, from components. `matrix` is the Frobenius norm of the two heat
-    matrices' difference, where it was asked for.
+    F at t = infinity, exact, from components.
     """
 
     reference: Measured
@@ -165,6 +166,19 @@ class Comparison:
     def tolerance(self) -> float:
         """What both heats were asked to be right to."""
         return self.reference.heat.tolerance
+
+    def matrix(self, method: MatrixMethod = "auto", seed: int = 0) -> tuple[MatrixFrobenius, ...]:
+        """||H_reference(t) - H_graph(t)||_F at every time: heat from every node, not from sources.
+
+        Raises `UsageError` by "degree", where the two graphs have different times.
+        """
+        if self.convention == "degree":
+            raise UsageError("the matrix variant of F has one time for both graphs, not a degree")
+        one, other, tol = self.reference.graph, self.graph.graph, self.tolerance
+        return tuple(
+            matrix_frobenius(one, other, float(time), tol, method=method, seed=seed)
+            for time in self.times
+        )
 
 
 def compare(
