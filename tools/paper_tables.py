@@ -39,6 +39,7 @@ from n2nfx.paper.table3 import Cell
 from n2nfx.training.data import load as load_data
 
 _BATCH = 64
+_METHODS = list(METHODS)
 
 Row = dict[str, Any]
 
@@ -128,10 +129,22 @@ d; at a fixed t, F is then mostly the answer to "how much weight is left".
 one that spreads it slower. Saturation times over the reference's do have one: below 1 is faster.
 
 So nothing here is tuned to the printed numbers. F is given at declared times in two conventions, \
-`reference` (t = tau / smallest nonzero eigenvalue of the reference, the same t for both, as in \
-the paper) and `degree` (t = tau / mean degree, each graph's own, which takes the scale away), and \
-at infinity. A value with an asterisk stands to its twin, the same pruning with skips or without, \
-as the paper prints it.
+`reference` (t = tau / smallest nonzero eigenvalue of the reference, the same t for both, as it \
+seems to be in the paper) and `degree` (t = tau / mean degree, each graph's own, which takes the \
+scale away), and at infinity, where 0 is exact. A value with an asterisk stands to its twin, the \
+same pruning with skips or without, as the paper prints it. A graph that is saturated long before \
+its reference has the F that is left of the reference's own heat, whatever the graph: values that \
+are the same down a column are these, and tell no two graphs apart.
+
+Fig. 4, computed (untrained VGG19 at 2%, absolute t as in the paper, made by \
+`python tools/paper_tables.py fig4 --out docs/fig4.png --data fashion-mnist --alpha slq`):
+
+![alpha(K, t) of VGG19 and of four networks pruned to 2%](fig4.png)
+"""
+_LEFT = """\
+What is left of each network, and when its heat is saturated (R(t) at most 1% of ||A||), over the \
+reference's: below 1 is sooner. By `degree` each time is counted in its own unit. Graphs in \
+several components are saturated in another state, and their ratios are no measure of speed.
 """
 _SUMMARY = """\
 The order of the printed numbers, by reading: of the pairs *with and without skips*, of all pairs \
@@ -145,7 +158,8 @@ def report(rows: Sequence[Row]) -> str:
     parts = [_INTRODUCTION]
     for key in dict.fromkeys(map(_setting_of, rows)):
         own = [Cell.from_data(row["cell"]) for row in rows if _setting_of(row) == key]
-        parts += [f"## {_title(*key)}", "", _values(own), "", _counts(own), ""]
+        own.sort(key=lambda cell: (_METHODS.index(cell.place.method), -cell.place.density))
+        parts += [f"## {_title(*key)}", "", _values(own), "", _LEFT, _counts(own), ""]
         parts += [_SUMMARY, _summary(own), ""]
     return "\n".join(parts)
 
