@@ -21,7 +21,7 @@ from n2nfx.connectivity.difference import difference
 from n2nfx.connectivity.graph import ChannelGraph, layered, shape_of
 from n2nfx.masks import Masks
 from n2nfx.models import build
-from n2nfx.network import Network
+from n2nfx.network import Network, Skip
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip
 
 
@@ -635,6 +635,22 @@ def test_a_residual_skip_is_an_identity() -> None:
         assert (block.weights.toarray() == np.eye(*shape_of(block.weights))).all()
 
 
+def test_a_branch_that_is_no_part_of_a_sum_has_nodes_after_all() -> None:
+    """It meets no channels that its weights could lead to."""
+    network = traced(nn.Sequential(conv(2, 3), conv(3, 4, bias=False), conv(4, 2)), (2, 4, 4))
+    first, second, third = network.layers
+    skip = Skip(
+        name="1", kind="conv", source="0", target="2", hop=1, weight_shape=second.weight_shape,
+        stride=(1, 1), padding=(0, 0), pool=None, at="norm", inner=False, branch_norm=False,
+        nnz=12, places=(4, 4),
+    )  # fmt: skip
+    graph = n2nfx.channel_graph(replace(network, layers=(first, third), skips=(skip,)))
+    assert sizes(graph) == {"input": 2, "0": 3, "gate of 1.weight": 4, "2": 2}
+    weights = pointwise(network.module, "1")
+    assert between(graph, "gate of 1.weight", "0") == pytest.approx(weights)
+    assert between(graph, "2", "gate of 1.weight").all()
+
+
 # Graphs of the whole.
 
 
@@ -682,7 +698,7 @@ def test_the_graph_that_runs_more_layers_is_taken() -> None:
     [
         ({"weight": "abs_sums"}, "did you mean abs_sum"),
         ({"residual": "merged"}, "did you mean merge"),
-        ({"weight": "signed"}, "weight must be one of"),
+        ({"weight": "sum"}, "weight must be one of .* no weight is signed, or the Laplacian"),
     ],
 )
 def test_an_unknown_option_is_told(options: dict[str, Any], told: str) -> None:
