@@ -623,6 +623,15 @@ def test_skips_add_edges_and_no_nodes(wiring: Any, residuals: Any) -> None:
         assert any(skip.weight in block.names for block in graph.blocks)
 
 
+def test_a_layer_or_skip_that_keeps_nothing_has_no_edges() -> None:
+    reference = traced(copy.deepcopy(nn.Sequential(*CHAIN)), (3, 8, 8))
+    passes = [RandomPruning(density=0.3), N2NSkip(ratio=0.5, hops=(2, 3))]
+    network = n2nfx.Pipeline(passes)(reference, seed=1).network
+    none = {name: torch.zeros_like(mask) for name, mask in network.masks.items()}
+    empty = n2nfx.channel_graph(replace(network, masks=Masks(none)))
+    assert (empty.n, empty.edges) == (n2nfx.channel_graph(network).n, 0)
+
+
 def test_a_residual_skip_is_an_identity() -> None:
     model = nn.Sequential(conv(6, 8), nn.ReLU(), conv(8, 5), nn.ReLU(), conv(5, 7), nn.ReLU())
     network = n2nfx.Pipeline([ResSkip(hops=(2,))])(traced(model, (6, 4, 4)), seed=0).network
