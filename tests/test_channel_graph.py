@@ -21,7 +21,7 @@ from n2nfx.connectivity.difference import difference
 from n2nfx.connectivity.graph import ChannelGraph, layered, shape_of
 from n2nfx.masks import Masks
 from n2nfx.models import build
-from n2nfx.network import Network
+from n2nfx.network import Network, Skip
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip
 
 
@@ -623,6 +623,15 @@ def test_skips_add_edges_and_no_nodes(wiring: Any, residuals: Any) -> None:
         assert any(skip.weight in block.names for block in graph.blocks)
 
 
+def test_a_layer_or_skip_that_keeps_nothing_has_no_edges() -> None:
+    reference = traced(copy.deepcopy(nn.Sequential(*CHAIN)), (3, 8, 8))
+    passes = [RandomPruning(density=0.3), N2NSkip(ratio=0.5, hops=(2, 3))]
+    network = n2nfx.Pipeline(passes)(reference, seed=1).network
+    none = {name: torch.zeros_like(mask) for name, mask in network.masks.items()}
+    empty = n2nfx.channel_graph(replace(network, masks=Masks(none)))
+    assert (empty.n, empty.edges) == (n2nfx.channel_graph(network).n, 0)
+
+
 def test_a_residual_skip_is_an_identity() -> None:
     model = nn.Sequential(conv(6, 8), nn.ReLU(), conv(8, 5), nn.ReLU(), conv(5, 7), nn.ReLU())
     network = n2nfx.Pipeline([ResSkip(hops=(2,))])(traced(model, (6, 4, 4)), seed=0).network
@@ -633,6 +642,22 @@ def test_a_residual_skip_is_an_identity() -> None:
     for block in skips:
         assert isinstance(block.weights, sparse.csr_array)
         assert (block.weights.toarray() == np.eye(*shape_of(block.weights))).all()
+
+
+def test_a_branch_that_is_no_part_of_a_sum_has_nodes_after_all() -> None:
+    """It meets no channels that its weights could lead to."""
+    network = traced(nn.Sequential(conv(2, 3), conv(3, 4, bias=False), conv(4, 2)), (2, 4, 4))
+    first, second, third = network.layers
+    skip = Skip(
+        name="1", kind="conv", source="0", target="2", hop=1, weight_shape=second.weight_shape,
+        stride=(1, 1), padding=(0, 0), pool=None, at="norm", inner=False, branch_norm=False,
+        nnz=12, places=(4, 4),
+    )  # fmt: skip
+    graph = n2nfx.channel_graph(replace(network, layers=(first, third), skips=(skip,)))
+    assert sizes(graph) == {"input": 2, "0": 3, "gate of 1.weight": 4, "2": 2}
+    weights = pointwise(network.module, "1")
+    assert between(graph, "gate of 1.weight", "0") == pytest.approx(weights)
+    assert between(graph, "2", "gate of 1.weight").all()
 
 
 # Graphs of the whole.
@@ -682,7 +707,7 @@ def test_the_graph_that_runs_more_layers_is_taken() -> None:
     [
         ({"weight": "abs_sums"}, "did you mean abs_sum"),
         ({"residual": "merged"}, "did you mean merge"),
-        ({"weight": "signed"}, "weight must be one of"),
+        ({"weight": "sum"}, "weight must be one of .* no weight is signed, or the Laplacian"),
     ],
 )
 def test_an_unknown_option_is_told(options: dict[str, Any], told: str) -> None:

@@ -71,7 +71,7 @@ class _Sums:
         """Take in edges of weight 1, each once, however often it was found."""
         apart = sources != targets
         low, high = np.minimum(sources, targets)[apart], np.maximum(sources, targets)[apart]
-        low, high = np.unique(np.stack([low, high]), axis=1)
+        low, high = np.divmod(np.unique(low * self._starts[-1] + high), self._starts[-1])
         blocks = self._group_of(low) * len(self._sizes) + self._group_of(high)
         order = np.argsort(blocks, kind="stable")
         cuts = np.flatnonzero(np.diff(blocks[order])) + 1

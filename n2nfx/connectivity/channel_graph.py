@@ -96,7 +96,9 @@ def contraction_of(
 def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         near = did_you_mean(str(value), known)
-        raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}{near}")
+        signed = "; no weight is signed, or the Laplacian would be indefinite and heat grow"
+        told = signed if name == "weight" else ""
+        raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}{near}{told}")
 
 
 def _richest(module: fx.GraphModule) -> fx.Graph:

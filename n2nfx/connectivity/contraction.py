@@ -210,8 +210,7 @@ class _Contractor:
             return rows
         gates = self._group(value, "gate", int(numbers.max()) + 1)
         at = numbers[rows.owners]
-        ends = np.unique(np.stack([rows.nodes[at >= 0], gates[at[at >= 0]]]), axis=1)
-        self._join(ends[0], ends[1])
+        self._join(rows.nodes[at >= 0], gates[at[at >= 0]])
         inside = numbers >= 0
         made = Rows(
             np.concatenate([[0], np.cumsum(inside)]), gates[numbers[inside]], np.ones(inside.sum())

@@ -233,8 +233,17 @@ def stored(parts: Sequence[Matrix]) -> Matrix:
     if filled > _DENSE_FILL * size:
         dense = [part if isinstance(part, np.ndarray) else part.toarray() for part in parts]
         return dense[0] if len(dense) == 1 else np.concatenate(dense)
-    listed = [sparse.csr_array(part) for part in parts]
+    listed = [_listed(part) if isinstance(part, np.ndarray) else part for part in parts]
     return listed[0] if len(listed) == 1 else sparse.csr_array(sparse.vstack(listed))
+
+
+def _listed(dense: np.ndarray) -> sparse.csr_array:
+    """The same in CSR, several times faster than scipy, which looks for rows and columns apart."""
+    rows, columns = dense.shape
+    places = np.flatnonzero(dense != 0)
+    starts = np.searchsorted(places, np.arange(rows + 1) * columns)
+    values = dense.reshape(-1)[places]
+    return sparse.csr_array((values, places % max(columns, 1), starts), shape=dense.shape)
 
 
 def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, Matrix]]) -> ChannelGraph:
