@@ -164,6 +164,8 @@ def test_what_is_in_different_pieces_is_said_to_be(
     layered(SIZES, [(0, 1, np.zeros((6, 4))), (1, 2, np.zeros((5, 6)))]).save(nowhere)
     found = data(files[0], nowhere, "--times", "1")
     assert found["comparisons"][0]["saturation_time_ratio"] == 0
+    back = data(nowhere, files[0], "--times", "1")
+    assert back["comparisons"][0]["saturation_time_ratio"] is None  # infinite
     assert found["graphs"][1]["smallest_nonzero"] is None
 
 

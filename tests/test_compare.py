@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import sparse
 from scipy.linalg import expm
 
 import n2nfx
 from n2nfx.connectivity.bipartite import layer_spectra
 from n2nfx.connectivity.compare import compare, compare_with, measure
 from n2nfx.connectivity.conventions import mean_degree
-from n2nfx.connectivity.graph import Block, ChannelGraph, Group, layered
+from n2nfx.connectivity.graph import Block, ChannelGraph, Group, Matrix, layered, shape_of
 
 SIZES = (3, 5, 4, 2)
 PAIRS = ((0, 1), (1, 2), (2, 3), (0, 2))  # the last is a skip
@@ -73,6 +74,8 @@ def test_f_is_right_within_its_certificate(
     differences = [_signature(one, time) - _signature(other, time) for time in times]
     exact = np.linalg.norm(differences, axis=1)
     assert (abs(found.frobenius - exact) <= found.certificate + 1e-12).all()
+    both = (graph.heat(times).certificate for graph in (one, other))
+    np.testing.assert_array_equal(found.certificate, sum(both))
 
 
 def _signature(graph: ChannelGraph, time: float) -> np.ndarray:
@@ -245,7 +248,14 @@ def test_edges_without_weights_are_no_layer_and_an_empty_layer_has_none() -> Non
     assert (found.edges, found.degrees, found.singular, found.gap) == (0, (0, 0), (0, 0), 0)
 
 
-def _one_layer(weights: np.ndarray) -> ChannelGraph:
-    rows, columns = weights.shape
+def test_zeros_that_are_stored_are_no_edges() -> None:
+    weights = sparse.csr_array(np.ones((3, 2)))
+    weights.data[:2] = 0
+    (found,) = layer_spectra(_one_layer(weights))
+    assert (found.edges, found.degrees) == (4, (2.0, 2.0))
+
+
+def _one_layer(weights: Matrix) -> ChannelGraph:
+    rows, columns = shape_of(weights)
     groups = Group("input", "input", columns), Group("layer", "layer", rows)
     return ChannelGraph(groups, (Block(0, 1, weights, ("layer.weight",)),))
