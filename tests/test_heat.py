@@ -12,6 +12,7 @@ from n2nfx.connectivity.chebyshev import Series, first_below, walk
 from n2nfx.connectivity.elimination import Elimination
 from n2nfx.connectivity.graph import ChannelGraph, Group, layered
 from n2nfx.connectivity.heat import heat
+from n2nfx.connectivity.lanczos import Lanczos
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.propagate import Method
 from n2nfx.errors import CannotOperate, UsageError
@@ -187,6 +188,33 @@ class TestCertificate:
         error = np.linalg.norm(found.signature[1] - true_heat(graph, 1e6, graph.sources))
         assert 1e-3 < error <= found.certificate[1]
         assert found.certificate[0] < 1e-10
+
+    @pytest.mark.parametrize("exponent", [-5, 3])
+    def test_of_a_pole_far_from_the_times(
+        self, exponent: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It amplifies the rounding of its solves."""
+        monkeypatch.setattr("n2nfx.connectivity.propagate._POLES", (exponent,))
+        graph = random_graph([3, 20, 20], 0.5, seed=2)
+        found = heat(graph, (0.1, 1.0), method="shift-invert")
+        for row, time in enumerate(found.times):
+            error = np.linalg.norm(found.signature[row] - true_heat(graph, time, graph.sources))
+            assert error <= found.certificate[row]
+
+    def test_of_a_long_walk_counts_its_rounding(self) -> None:
+        graph = stiff_chain()
+        found = heat(graph, 1e4, 1e-14, method="chebyshev")
+        error = np.linalg.norm(found.signature[0] - true_heat(graph, 1e4, graph.sources))
+        assert 5e-14 < error <= found.certificate[0]
+
+    def test_at_infinity_is_from_the_pivots(self) -> None:
+        laplacian = Laplacian(random_graph([3, 20, 20], 0.5, seed=2))
+        start = laplacian.project(np.eye(laplacian.n)[0])
+        run = Lanczos(laplacian.__matmul__, laplacian.project, start, 12)
+        run.extend(12)
+        ritz = run.ritz()
+        inverse = (ritz.vectors / ritz.values) @ ritz.vectors.T
+        assert ritz.inverse_corner == pytest.approx(abs(inverse[-1, 0]), rel=1e-9)
 
 
 class TestMethods:

@@ -158,12 +158,8 @@ def _divide(diagonal: np.ndarray, beside: np.ndarray, x: np.ndarray) -> np.ndarr
 
 
 def negative(diagonal: np.ndarray, beside: np.ndarray) -> int:
-    """Negative eigenvalues of D; a block of two has one of each sign, or two of one."""
-    pair = np.flatnonzero(beside)
-    one, two = diagonal[pair], diagonal[pair + 1]
-    mixed = one * two < beside[pair] ** 2
-    both = ~mixed & (one < 0)
-    return int((_single(diagonal, beside) < 0).sum() + mixed.sum() + 2 * both.sum())
+    """Negative eigenvalues of D; a block of two has one of each sign (Bunch and Kaufman, 1977)."""
+    return int((_single(diagonal, beside) < 0).sum() + np.count_nonzero(beside))
 
 
 def _singular(diagonal: np.ndarray, beside: np.ndarray) -> bool:

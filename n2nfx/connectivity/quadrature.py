@@ -12,8 +12,8 @@ from n2nfx.connectivity.bottom import Bottom
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.seeds import generator
 
-PROBES, STEPS = 24, 50
-_CLEAN = 4  # steps between two projections: what rounding lets in grows by ghosts of the bottom
+PROBES, STEPS = 32, 50
+_CLEAN = 4  # steps between two projections, so that what rounding lets in of the bottom cannot grow
 _EXHAUSTED = 1e-12  # a next vector this small beside the operator is rounding, not direction
 
 

@@ -62,7 +62,7 @@ def scree(
     """alpha(K, t) for one or more fractions K of the eigenvalues; `times` are Fig. 4's by default.
 
     Up to 8,000 nodes from all eigenvalues (n^3 of time, n^2 of memory); above, from 64 exact pairs
-    at the bottom and 24 probes of 50 steps each, in time linear in the edges. Raises `UsageError`
+    at the bottom and 32 probes of 50 steps each, in time linear in the edges. Raises `UsageError`
     for K outside of (0, 1] and for times that are negative or not finite, and `CannotOperate`
     where no eigenvalue is counted.
     """
