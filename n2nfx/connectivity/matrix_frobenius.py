@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from scipy.linalg import eigh
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.laplacian import Laplacian
@@ -112,7 +112,7 @@ def _sampled(
     rest, width = float(seen.mean()) if probes else 0.0, 0.0
     if 1 < probes < left:
         spread = float(seen.std(ddof=1)) * np.sqrt((1 - probes / left) / probes)
-        width = float(student.ppf((1 + _CONFIDENCE) / 2, probes - 1)) * spread
+        width = float(stdtrit(probes - 1, (1 + _CONFIDENCE) / 2)) * spread
     value, low, high = (
         float(np.sqrt(max(square, 0.0)))
         for square in (inside + rest, inside + max(rest - width, 0.0), inside + rest + width)

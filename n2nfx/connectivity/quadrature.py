@@ -50,12 +50,13 @@ def quadrature(laplacian: Laplacian, exact: Bottom, seed: int) -> Quadrature:
     before, beside = np.zeros_like(now), np.zeros((steps + 1, probes))
     diagonal = np.zeros((steps, probes))
     for step in range(steps):
-        following = laplacian @ now - beside[step] * before
-        diagonal[step] = np.sum(now * following, axis=0)
+        following = laplacian @ now
+        following -= beside[step] * before
+        diagonal[step] = np.einsum("ij,ij->j", now, following)
         following -= diagonal[step] * now
         if step % _CLEAN == 0:
             following = clean(following)
-        lengths = np.linalg.norm(following, axis=0)
+        lengths = np.sqrt(np.einsum("ij,ij->j", following, following))
         lengths[lengths <= _EXHAUSTED * laplacian.largest] = 0.0
         beside[step + 1] = lengths
         before, now = now, following * np.divide(1, lengths, where=lengths > 0, out=0 * lengths)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigvalsh
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from n2nfx.connectivity.bottom import Bottom, bottom
 from n2nfx.connectivity.graph import ChannelGraph
@@ -142,7 +142,7 @@ class _Spectrum:
         ]
         spread = np.sqrt((probes - 1) * np.var(parts, axis=0))
         spread *= np.sqrt(1 - probes / self.others.dimension)  # what no probe is drawn from
-        return whole, student.ppf((1 + _CONFIDENCE) / 2, probes - 1) * spread
+        return whole, stdtrit(probes - 1, (1 + _CONFIDENCE) / 2) * spread
 
     def _share(self, probes: np.ndarray, counts: tuple[int, ...], times: np.ndarray) -> np.ndarray:
         """alpha from some of the probes; where a count falls into one's share, it is divided.
