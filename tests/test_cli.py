@@ -40,7 +40,16 @@ def test_help_and_version_load_no_torch() -> None:
 
 def test_every_command_has_help_and_is_listed() -> None:
     listed = run("--help").stdout
-    for command in ("transform", "inspect", "verify", "data", "models", "passes", "doctor"):
+    for command in (
+        "transform",
+        "inspect",
+        "analyze",
+        "verify",
+        "data",
+        "models",
+        "passes",
+        "doctor",
+    ):
         assert command in listed
         assert run(command, "--help").exit_code == 0
 

@@ -15,6 +15,7 @@ from n2nfx.errors import CannotOperate, N2nfxError, did_you_mean
 _COMMANDS = {
     "transform": "Prune a model at initialization and splice N2NSkip branches into it.",
     "inspect": "Show a model's layers, and where skips could go.",
+    "analyze": "Show a network's channel graph and its heat; compare it with a reference.",
     "verify": "Check that an artifact is whole and says the truth of itself.",
     "data": "List, fetch and check data sets.",
     "models": "List the models that can be named.",

@@ -1,0 +1,74 @@
+"""The lowest nonzero eigenvalues of a Laplacian and their eigenvectors, by Lanczos."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from n2nfx.connectivity.elimination import Elimination, fill
+from n2nfx.connectivity.lanczos import Lanczos
+from n2nfx.connectivity.laplacian import Laplacian
+from n2nfx.connectivity.propagate import LARGEST_FACTOR, MOST_STEPS
+from n2nfx.seeds import generator
+
+TOLERANCE = 1e-10  # of a residual, in units of the largest eigenvalue
+_CHECK = 20  # steps between two looks
+
+
+@dataclass(frozen=True, eq=False)
+class Bottom:
+    """Eigenvalues (k,) ascending, eigenvectors (k, n) as rows, residuals (k,) ||L x - value x||.
+
+    Each is within its residual of an eigenvalue. Of equal eigenvalues one is found. `method` is
+    what found them, `tolerance` what their residuals were asked to stay below.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    residuals: np.ndarray
+    method: Literal["lanczos", "shift-invert"]
+    tolerance: float
+
+
+def bottom(laplacian: Laplacian, count: int, seed: int) -> Bottom:
+    """Up to `count` pairs, without the null space, those whose residuals are small only.
+
+    Where 400 steps do not find half of them, and the factor fits into 2 GiB, by shift-invert.
+    """
+    start = generator(seed, "bottom").standard_normal(laplacian.n)
+    start = laplacian.project(start)
+    limit = max(1, min(MOST_STEPS, laplacian.n - laplacian.components))
+    tolerance = TOLERANCE * laplacian.largest
+    run = Lanczos(laplacian.__matmul__, laplacian.project, start, limit)
+    while True:
+        run.extend(_CHECK)
+        ritz = run.ritz()
+        residuals = ritz.beyond * np.abs(ritz.vectors[-1, :count])
+        if run.exhausted or (run.steps >= 2 * count and residuals.max() <= tolerance):
+            break
+    found = int((residuals <= tolerance).sum())
+    if 2 * found < residuals.size and fill(laplacian) <= LARGEST_FACTOR:
+        return _inverted(laplacian, start, count, 10 / max(float(ritz.values[0]), tolerance))
+    return _verified(laplacian, ritz.vectors[:, :count].T @ run.basis, "lanczos")
+
+
+def _inverted(laplacian: Laplacian, start: np.ndarray, count: int, pole: float) -> Bottom:
+    """From the other end of inverse(I + pole L), which lies far from the rest."""
+    factor = Elimination(laplacian, pole, 1.0, keep=True, backwards=False)
+    steps = min(MOST_STEPS, 4 * count + 40, laplacian.n - laplacian.components)
+    run = Lanczos(factor.solve, laplacian.project, start, steps)
+    run.extend(steps)
+    highest = run.ritz().vectors[:, ::-1][:, :count]
+    return _verified(laplacian, highest.T @ run.basis, "shift-invert")
+
+
+def _verified(
+    laplacian: Laplacian, vectors: np.ndarray, method: Literal["lanczos", "shift-invert"]
+) -> Bottom:
+    """Rayleigh quotients of the vectors, in order, those with small residuals only."""
+    images = (laplacian @ vectors.T).T
+    values = np.sum(vectors * images, axis=1)
+    residuals = np.linalg.norm(images - values[:, None] * vectors, axis=1)
+    tolerance = TOLERANCE * laplacian.largest
+    kept = [int(place) for place in np.argsort(values) if residuals[place] <= 2 * tolerance]
+    return Bottom(values[kept], vectors[kept], residuals[kept], method, tolerance)

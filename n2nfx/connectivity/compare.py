@@ -1,0 +1,252 @@
+"""Two channel graphs of one network compared by their heat: the paper's F, and what it leaves out.
+
+F (Eq. 6) has no sign and one time: at an absolute t it measures weight scale more than paths, and
+a network that saturates before its reference is as far away as one that saturates after it. So F
+is given at declared times in two conventions, beside saturation times, which do have a sign.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from n2nfx.connectivity.conventions import TAU, Convention, absolute, mean_degree, unit_of
+from n2nfx.connectivity.difference import difference
+from n2nfx.connectivity.graph import ChannelGraph
+from n2nfx.connectivity.heat import Heat
+from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius, matrix_frobenius
+from n2nfx.connectivity.matrix_frobenius import Method as MatrixMethod
+from n2nfx.connectivity.propagate import Method
+from n2nfx.connectivity.spectrum import Smallest
+from n2nfx.errors import CannotOperate, UsageError
+
+THRESHOLD = 0.01
+"""The share of ||A|| at which heat counts as saturated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The heat of one graph at declared times.
+
+    `times` (T,) are absolute, `tau` the same in units of the convention, empty for "absolute".
+    `smallest` is the nonzero eigenvalue that was a unit of time, where one was.
+    """
+
+    graph: ChannelGraph
+    convention: Convention
+    tau: tuple[float, ...]
+    times: np.ndarray
+    heat: Heat
+    threshold: float
+    smallest: Smallest | None = None
+
+    @cached_property
+    def saturation_time(self) -> float:
+        """The t from which on R(t) is at most the threshold's share of ||A||_2.
+
+        NaN where R cannot be certified so far down.
+        """
+        try:
+            return self.heat.saturation_time(self.threshold)
+        except CannotOperate:
+            return math.nan
+
+    @property
+    def unreached(self) -> int:
+        """Nodes that heat never reaches: those of components without a source."""
+        return int(np.count_nonzero(self.heat.saturated == 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """How far a graph's heat is from its reference's, and every number that this depends on.
+
+    Arrays are (T,), an entry for each time; pairs are (reference, graph). `frobenius` is F(t) =
+    ||S_reference(t) - S_graph(t)||_2 (Eq. 6), right within `certificate`; `frobenius_saturated` is
+    F at t = infinity, exact, from components.
+    """
+
+    reference: Measured
+    graph: Measured
+    frobenius: np.ndarray
+    frobenius_saturated: float
+
+    @property
+    def convention(self) -> Convention:
+        """What the times are measured in."""
+        return self.reference.convention
+
+    @property
+    def tau(self) -> tuple[float, ...]:
+        """The times in units of the convention; none for absolute ones."""
+        return self.reference.tau
+
+    @property
+    def times(self) -> np.ndarray:
+        """Absolute times of the reference."""
+        return self.reference.times
+
+    @property
+    def times_of_graph(self) -> np.ndarray:
+        """Absolute times of the graph: the reference's, but for the convention "degree"."""
+        return self.graph.times
+
+    @property
+    def certificate(self) -> np.ndarray:
+        """What F(t) may be wrong by: the sum of both heats' error bounds."""
+        return self.reference.heat.certificate + self.graph.heat.certificate
+
+    @property
+    def bound(self) -> float:
+        """sqrt(2 a) with a sources, which no F exceeds: 0 <= S <= 1, and both sum up to a."""
+        return math.sqrt(2.0 * float(self.reference.graph.sources.sum()))
+
+    @property
+    def components(self) -> tuple[int, int]:
+        """Connected components of both; F at infinity may be 0 however many there are."""
+        return self.reference.heat.components, self.graph.heat.components
+
+    @property
+    def unreached(self) -> tuple[int, int]:
+        """Nodes of both that no source is connected to."""
+        return self.reference.unreached, self.graph.unreached
+
+    @property
+    def residual(self) -> tuple[np.ndarray, np.ndarray]:
+        """R(t) = ||S(t) - S(infinity)||_2 of both, each at its own times."""
+        return self.reference.heat.residual, self.graph.heat.residual
+
+    @property
+    def saturation_time(self) -> tuple[float, float]:
+        """The absolute t of both from which on R(t) is at most the threshold's share of ||A||_2."""
+        return self.reference.saturation_time, self.graph.saturation_time
+
+    @property
+    def saturation_time_ratio(self) -> float:
+        """The graph's saturation time over the reference's: below 1, heat spreads faster.
+
+        By "degree" each is first counted in units of 1 / its own mean degree, so that the scale of
+        weights drops out. Graphs with different `components` are saturated in different states, and
+        what is cut off needs no time: then it is no measure. NaN where neither needs any, and where
+        one is not known.
+        """
+        needed = zip(self.saturation_time, (self.reference.graph, self.graph.graph), strict=True)
+        reference, graph = (
+            time * (mean_degree(one) if self.convention == "degree" else 1.0)
+            for time, one in needed
+        )
+        if reference:
+            return graph / reference
+        return math.inf if graph > 0 else math.nan
+
+    @property
+    def dead_channels(self) -> int | None:
+        """Channels of the graph's network on no path from input to output, where it is known."""
+        return self.graph.graph.dead_channels
+
+    @property
+    def direct_density(self) -> float | None:
+        """Kept weights of the graph's network over N, where it is known."""
+        return self.graph.graph.density
+
+    @property
+    def effective_density(self) -> float | None:
+        """Those of them that lie on a path from input to output, over N, where it is known."""
+        return self.graph.graph.effective_density
+
+    @property
+    def method(self) -> tuple[str, str]:
+        """How both heats were computed."""
+        return self.reference.heat.method, self.graph.heat.method
+
+    @property
+    def tolerance(self) -> float:
+        """What both heats were asked to be right to."""
+        return self.reference.heat.tolerance
+
+    def matrix(self, method: MatrixMethod = "auto", seed: int = 0) -> tuple[MatrixFrobenius, ...]:
+        """||H_reference(t) - H_graph(t)||_F at every time: heat from every node, not from sources.
+
+        Raises `UsageError` by "degree", where the two graphs have different times.
+        """
+        if self.convention == "degree":
+            raise UsageError("the matrix variant of F has one time for both graphs, not a degree")
+        one, other, tol = self.reference.graph, self.graph.graph, self.tolerance
+        return tuple(
+            matrix_frobenius(one, other, float(time), tol, method=method, seed=seed)
+            for time in self.times
+        )
+
+
+def compare(
+    reference: ChannelGraph,
+    graph: ChannelGraph,
+    times: Literal["reference", "degree"] | Iterable[float] = "reference",
+    *,
+    tau: Iterable[float] = TAU,
+    threshold: float = THRESHOLD,
+    tol: float = 1e-10,
+    method: Method = "auto",
+) -> Comparison:
+    """How far the heat of a graph is from that of its reference, at declared times.
+
+    `times` says what t is: "reference", tau over the reference's smallest nonzero eigenvalue, the
+    same t for both graphs (as the paper has it); "degree", tau over each graph's own mean degree,
+    which takes the scale of weights away; or absolute times, and then tau is not read. `threshold`
+    is the share of ||A|| at which heat counts as saturated; `tol` and `method` are those of heat.
+    Raises `UsageError` for graphs of two different networks, with what differs, and for times that
+    cannot be.
+    """
+    _require_one_network(reference, graph)
+    measured = measure(reference, times, tau=tau, threshold=threshold, tol=tol, method=method)
+    return compare_with(measured, graph, method=method)
+
+
+def measure(
+    graph: ChannelGraph,
+    times: Literal["reference", "degree"] | Iterable[float] = "reference",
+    *,
+    tau: Iterable[float] = TAU,
+    threshold: float = THRESHOLD,
+    tol: float = 1e-10,
+    method: Method = "auto",
+) -> Measured:
+    """The heat of one graph, at times of which it is the reference; arguments as for `compare`."""
+    if not 0.0 < threshold < 1.0:
+        raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
+    if isinstance(times, str):
+        counts, unit = absolute(tau, "tau"), unit_of(times, graph)
+        convention, counted, found = times, tuple(counts.tolist()), counts / unit.scale
+        smallest = unit.smallest
+    else:
+        convention, counted, found, smallest = "absolute", (), absolute(times), None
+    heat = graph.heat(found, tol, method=method)
+    return Measured(graph, convention, counted, found, heat, threshold, smallest)
+
+
+def compare_with(
+    reference: Measured, graph: ChannelGraph, *, method: Method = "auto"
+) -> Comparison:
+    """As `compare`, with a reference whose heat is known already: many graphs, and it once."""
+    _require_one_network(reference.graph, graph)
+    times = reference.times
+    if reference.convention == "degree":
+        times = absolute(reference.tau) / unit_of("degree", graph).scale
+    heat = graph.heat(times, reference.heat.tolerance, method=method)
+    of_reference = reference.heat
+    return Comparison(
+        reference=reference,
+        graph=Measured(
+            graph, reference.convention, reference.tau, times, heat, reference.threshold
+        ),
+        frobenius=np.linalg.norm(of_reference.signature - heat.signature, axis=1),
+        frobenius_saturated=float(np.linalg.norm(of_reference.saturated - heat.saturated)),
+    )
+
+
+def _require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:
+    if found := difference(reference, graph):
+        raise UsageError(f"these are graphs of two different networks: {found}")
