@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from n2nfx.bind import bake as bake
+    from n2nfx.connectivity.channel_graph import channel_graph as channel_graph
+    from n2nfx.connectivity.graph_files import load_graph as load_graph
     from n2nfx.errors import CannotOperate as CannotOperate
     from n2nfx.errors import DamagedFile as DamagedFile
     from n2nfx.errors import N2nfxError as N2nfxError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bake": "bind",
+    "channel_graph": "connectivity.channel_graph",
+    "load_graph": "connectivity.graph_files",
     "CannotOperate": "errors",
     "DamagedFile": "errors",
     "N2nfxError": "errors",

@@ -71,6 +71,31 @@ def put(directory: Path, contents: Mapping[str, bytes], kind: Kind, *, force: bo
         ) from error
 
 
+def put_file(path: Path, data: bytes) -> None:
+    """Make a file of exactly this, at every moment the old one or the new; a link is followed.
+
+    Missing parents are made. Raises CannotOperate (a full disk, no permission, a directory there).
+    """
+    target = Path(os.path.realpath(path))
+    partial = _beside(target, secrets.token_hex(8))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise CannotOperate(
+            f"{target}: cannot be written: {error.strerror}; it needs {len(data)} bytes; name "
+            "another place"
+        ) from error
+
+
 def _what_is_foreign(directory: Path, kind: Kind) -> str:
     """Why a directory must not be replaced; empty for one of ours and for an empty one."""
     try:

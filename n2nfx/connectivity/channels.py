@@ -3,23 +3,24 @@
 The walk is made for a batch of two, which no squeeze takes away.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
+from torch.nn import functional
 
 from n2nfx.connectivity.moves import Unfollowed
-from n2nfx.connectivity.relations import ChannelMap, Every, Pairs
+from n2nfx.connectivity.relations import ChannelMap, Every, Pairs, Relation
 from n2nfx.connectivity.rules import Call, Rule, in_place, live_values, rule_of
 from n2nfx.connectivity.values import Loom, Value
 from n2nfx.connectivity.weights import Use, Weights
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Network
-from n2nfx.tracing.ops import is_in_place, is_view, name_of
+from n2nfx.tracing.ops import is_in_place, is_view, kind_of, name_of
 from n2nfx.tracing.tape import Spec
 
 _BATCH = 2
@@ -31,29 +32,43 @@ def channel_map(network: Network) -> ChannelMap:
     The masks may be at work in the module or not. What a layer reads that depends on no input (a
     table, a learned query) counts as an input. Raises `CannotOperate` for a graph without shapes.
     """
-    return _Walk(network).walk()
+    return follow_channels(network, graphs_of(network.module), Use.relation)[0]
+
+
+def follow_channels(
+    network: Network, graphs: Iterable[fx.Graph], relation: Callable[[Use], Relation]
+) -> tuple[ChannelMap, Mapping[fx.Node, Any]]:
+    """The same for some of the network's graphs, with `relation(use)` for every layer's link.
+
+    Also what each node gives, as a `Value` or a structure of them.
+    """
+    walk = _Walk(network, relation)
+    return walk.walk(graphs), walk.values
 
 
 class _Walk:
     """One walk over a graph: the value of every node, and what was made on the way."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, relation: Callable[[Use], Relation]) -> None:
         self._module = network.module
+        self._relation = relation
         graphs = graphs_of(network.module)
         self._order = {node: place for graph in graphs for place, node in enumerate(graph.nodes)}
         self._weights = Weights(network)
         self._training = False
         self._loom = Loom()
-        self._values: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self._roots: dict[fx.Node, fx.Node] = {}  # whose memory a node's value may share
         self._inputs: list[int] = []
+        self._tables: set[int] = set()
+        self._names: list[str] = []
         self._hubs: list[str] = []
         small, large = _require_spec(next(iter(network.module.graph.nodes)))
         self._batches = small.shape[0], large.shape[0]
 
-    def walk(self) -> ChannelMap:
+    def walk(self, graphs: Iterable[fx.Graph]) -> ChannelMap:
         outputs: list[Value] = []
-        for graph in graphs_of(self._module):
+        for graph in graphs:
             self._training = graph is not self._module.graph
             outputs += self._walk(graph)
         return ChannelMap(
@@ -62,21 +77,26 @@ class _Walk:
             inputs=tuple(self._inputs),
             outputs=tuple(value.number for value in outputs if value.number is not None),
             hubs=tuple(self._hubs),
+            names=tuple(self._names),
+            tables=frozenset(self._tables),
         )
 
     def _walk(self, graph: fx.Graph) -> list[Value]:
         """Give every node of a graph its value, and the outputs back."""
         for node in graph.nodes:
             if node.op == "output":
-                return live_values(map_arg(node.args, self._values.__getitem__))
-            self._values[node] = self._value(node)
+                return live_values(map_arg(node.args, self.values.__getitem__))
+            self.values[node] = self._value(node)
             self._heed_memory(node)
+            self._names += [_told(node)] * (len(self._loom.sizes) - len(self._names))
         return []
 
     def _value(self, node: fx.Node) -> Any:
         spec = _require_spec(node)
         if node.op == "placeholder":
-            return self._input(self._shape(spec), spec[0].dtype.is_floating_point)
+            has_channels = spec[0].dtype.is_floating_point
+            axis = -1 if has_channels and self._is_read_by_linear(node) else 1
+            return self._input(self._shape(spec), axis if has_channels else None)
         if node.op == "get_attr":
             return self._constants(spec)
         call = self._call(node, spec)
@@ -107,14 +127,27 @@ class _Walk:
             loom=self._loom,
             node=node,
             module=self._module.get_submodule(str(node.target)) if module else None,
-            args=map_arg(node.args, self._values.__getitem__),
-            kwargs=map_arg(node.kwargs, self._values.__getitem__),
+            args=map_arg(node.args, self.values.__getitem__),
+            kwargs=map_arg(node.kwargs, self.values.__getitem__),
             shape=self._shape(spec) if _is_tensor(spec) else None,
         )
 
-    def _input(self, shape: Sequence[int], has_channels: bool) -> Value:
+    def _is_read_by_linear(self, node: fx.Node) -> bool:
+        """Whether a linear layer reads an input first, whose channels are then its last axis."""
+        for user in node.users:
+            module = user.op == "call_module"
+            called = self._module.get_submodule(str(user.target)) if module else user.target
+            if isinstance(called, nn.Linear) or called is functional.linear:
+                return True
+            kind = kind_of(self._module, user)
+            if kind in ("norm", "activation", "passing") and self._is_read_by_linear(user):
+                return True
+        return False
+
+    def _input(self, shape: Sequence[int], axis: int | None) -> Value:
         """An input; indices into a table have no channels."""
-        value = self._loom.make(shape, (1,) if has_channels and len(shape) > 1 else ())
+        axes = () if axis is None or len(shape) < 2 else (axis % len(shape),)
+        value = self._loom.make(shape, axes)
         self._inputs.append(len(self._loom.sizes) - 1)
         return value
 
@@ -133,7 +166,7 @@ class _Walk:
         axis = len(call.shape) - 1 - use.places
         read = self._along(call, call.first, axis)
         made = self._loom.make(call.shape, (axis,))
-        self._loom.link(made, read, use.relation())
+        self._loom.link(made, read, self._relation(use))
         for other in call.values:
             if other != call.first:
                 self._loom.link(made, other, Every())
@@ -142,7 +175,8 @@ class _Walk:
     def _along(self, call: Call, value: Value, axis: int) -> Value:
         """A value's channels along one axis alone."""
         if value.number is None:
-            value = self._input(value.shape, False)
+            value = self._input(value.shape, None)
+            self._tables.add(self._inputs[-1])
         others = [other for other in value.axes if other != axis]
         if any(others) and axis not in value.axes and value.number not in self._inputs:
             self._hubs.append(_told(call.node))
@@ -159,7 +193,7 @@ class _Walk:
         target = call.node.args[0]
         assert isinstance(target, fx.Node)
         if call.values:
-            self._values[target] = self._ruled(call, in_place, target.meta["spec"])
+            self.values[target] = self._ruled(call, in_place, target.meta["spec"])
 
     def _heed_memory(self, node: fx.Node) -> None:
         """Where a value is changed in place by another, every view of it changes too.
@@ -175,11 +209,11 @@ class _Walk:
         self._roots[node] = self._roots[target] if shares else node
         if not changes or all(read is target for read in node.all_input_nodes):
             return
-        changed = self._values[target if self._values[node] is None else node]
+        changed = self.values[target if self.values[node] is None else node]
         for other, root in self._roots.items():
             shared = root is self._roots[node] and other not in (node, target)
             if shared and self._is_read_after(other, node):
-                self._values[other] = self._mixed(node, self._values[other], changed)
+                self.values[other] = self._mixed(node, self.values[other], changed)
 
     def _is_read_after(self, other: fx.Node, node: fx.Node) -> bool:
         return any(self._order[user] > self._order[node] for user in other.users)

@@ -90,6 +90,9 @@ class Elimination:
         }
         for (source, target), weights in laplacian.blocks.items():
             dense = weights if isinstance(weights, np.ndarray) else weights.toarray()
+            if source == target:
+                blocks[source, source] -= scale * (dense + dense.T)
+                continue
             later = self._rank[target] > self._rank[source]
             place = (target, source) if later else (source, target)
             blocks[place] = -scale * (dense if later else dense.T)
@@ -130,7 +133,8 @@ def fill(laplacian: Laplacian) -> int:
     sizes = [span.stop - span.start for span in laplacian.spans]
     later: dict[int, set[int]] = {group: set() for group in range(len(sizes))}
     for source, target in laplacian.blocks:
-        later[source].add(target)
+        if source != target:
+            later[source].add(target)
     entries = 0
     for group, size in enumerate(sizes):
         entries += size * (size + sum(sizes[other] for other in later[group]))

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,31 +18,43 @@ if TYPE_CHECKING:
     from n2nfx.connectivity.scree import Method as ScreeMethod
     from n2nfx.connectivity.scree import Scree, ZeroModes
 
-Kind = Literal["input", "layer", "hub"]
+Kind = Literal["input", "constant", "layer", "gate", "hub"]
 Aggregation = Literal["abs_sum", "l2", "count", "binary"]
 Residual = Literal["identity", "merge"]
+Matrix = np.ndarray | sparse.csr_array
+
+_DENSE_FILL = 0.25  # above it a dense block takes no more memory, and is faster
 
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive nodes of a graph: the channels of an input, a layer or a hub."""
+    """Consecutive nodes of a graph: the channels of an input or a layer, or others that join them.
+
+    A `constant` is what a layer reads that depends on no input; a `gate` stands between channels
+    that act on others all together, such as queries and keys; a `hub` is an operation without a
+    rule. `channels` are the layer's channels that the nodes stand for, where not all of them do,
+    since some were merged into earlier nodes.
+    """
 
     name: str
     kind: Kind
     size: int
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """The edges between two groups, `source` before `target` in the graph's order.
 
-    `weights` is (size of target, size of source) in float64, nonnegative; `names` are the weights
-    that it was summed up from, none for edges that no weight stands for (identities, hubs).
+    Edges inside a group (a half of its channels times the other) have it for both, and each of
+    them is there once, from the earlier node to the later: below the diagonal. `weights` is
+    (size of target, size of source) in float64, nonnegative; `names` are the weights that it was
+    summed up from, none for edges that no weight stands for (identities, gates, hubs).
     """
 
     source: int
     target: int
-    weights: np.ndarray | sparse.csr_array
+    weights: Matrix
     names: tuple[str, ...] = ()
 
     @property
@@ -58,6 +71,8 @@ class ChannelGraph:
 
     `aggregation` says how a kernel became one weight, `residual` what a sum is, and `hubs` names
     the operations that no rule describes: each is a node of its own, joined to all it reads.
+    `density`, `effective_density` and `dead_channels` are those of the network it was made from
+    (see `count_effective`), None where that is not known.
     Raises `UsageError` for no nodes, and for weights that are negative (the Laplacian would be
     indefinite, and its heat grow without bound), infinite or NaN, with the layer's name.
     """
@@ -67,6 +82,9 @@ class ChannelGraph:
     aggregation: Aggregation = "abs_sum"
     residual: Residual = "identity"
     hubs: tuple[str, ...] = ()
+    density: float | None = None
+    effective_density: float | None = None
+    dead_channels: int | None = None
 
     def __post_init__(self) -> None:
         if not self.n:
@@ -78,7 +96,7 @@ class ChannelGraph:
             self._check(block)
 
     def _check(self, block: Block) -> None:
-        if not 0 <= block.source < block.target < len(self.groups):
+        if not 0 <= block.source <= block.target < len(self.groups):
             raise UsageError(
                 f"a block joins groups {block.source} and {block.target} of "
                 f"{len(self.groups)}; its source must come before its target"
@@ -89,6 +107,8 @@ class ChannelGraph:
             raise UsageError(
                 f"{told} have shape {block.weights.shape}, not {(target.size, source.size)}"
             )
+        if block.source == block.target and sparse.triu(block.weights).count_nonzero():
+            raise UsageError(f"{told} must be below the diagonal, so that each is there once")
         values = block.weights if isinstance(block.weights, np.ndarray) else block.weights.data
         if not np.isfinite(values).all():
             raise UsageError(f"{told} are not all finite: look at the weights of {target.name}")
@@ -137,10 +157,22 @@ class ChannelGraph:
 
     def to_scipy(self) -> sparse.csr_array:
         """The symmetric (n, n) matrix of weights W, in CSR."""
-        rows, columns, values = self._entries()
+        rows, columns, values = self.edge_list()
         shape = (self.n, self.n)
         upper = sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
         return sparse.csr_array(upper + upper.T)
+
+    def to_networkx(self) -> Any:
+        """A `networkx.Graph` whose nodes know their layer and channel; needs networkx."""
+        from n2nfx.connectivity.graph_files import to_networkx
+
+        return to_networkx(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the graph as .npz, .mtx, .graphml, .csv or .parquet (see `graph_files.save`)."""
+        from n2nfx.connectivity.graph_files import save
+
+        return save(self, path)
 
     def heat(
         self,
@@ -170,7 +202,7 @@ class ChannelGraph:
         at = FIGURE_4 if times is None else times
         return scree(self, K, at, method=method, zero_modes=zero_modes, seed=seed)
 
-    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def edge_list(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every edge once: its nodes, source first, and its weight."""
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
             (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
@@ -185,9 +217,36 @@ class ChannelGraph:
         return np.concatenate(sources), np.concatenate(targets), np.concatenate(values)
 
 
-def layered(
-    sizes: Sequence[int], weights: Iterable[tuple[int, int, np.ndarray | sparse.csr_array]]
-) -> ChannelGraph:
+def shape_of(weights: Matrix) -> tuple[int, int]:
+    """Rows and columns, of which scipy's types are not sure."""
+    rows, columns = weights.shape or (0, 0)
+    return rows, columns
+
+
+def stored(parts: Sequence[Matrix]) -> Matrix:
+    """The rows of all parts together: dense above a quarter of fill, else CSR."""
+    size = sum(rows * columns for rows, columns in map(shape_of, parts))
+    filled = sum(
+        int(np.count_nonzero(part)) if isinstance(part, np.ndarray) else part.count_nonzero()
+        for part in parts
+    )
+    if filled > _DENSE_FILL * size:
+        dense = [part if isinstance(part, np.ndarray) else part.toarray() for part in parts]
+        return dense[0] if len(dense) == 1 else np.concatenate(dense)
+    listed = [_listed(part) if isinstance(part, np.ndarray) else part for part in parts]
+    return listed[0] if len(listed) == 1 else sparse.csr_array(sparse.vstack(listed))
+
+
+def _listed(dense: np.ndarray) -> sparse.csr_array:
+    """The same in CSR, several times faster than scipy, which looks for rows and columns apart."""
+    rows, columns = dense.shape
+    places = np.flatnonzero(dense != 0)
+    starts = np.searchsorted(places, np.arange(rows + 1) * columns)
+    values = dense.reshape(-1)[places]
+    return sparse.csr_array((values, places % max(columns, 1), starts), shape=dense.shape)
+
+
+def layered(sizes: Sequence[int], weights: Iterable[tuple[int, int, Matrix]]) -> ChannelGraph:
     """A graph of layers whose first is the input, from (source, target, weights) of each block.
 
     What tests and closed forms use: a layer's nodes have consecutive numbers.

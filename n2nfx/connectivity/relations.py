@@ -76,12 +76,7 @@ class Weighted:
 
         Made anew each time: kept for all weights it would be as much memory as the counts.
         """
-        return self.by_group(self.counts != 0)
-
-    def by_group(self, entries: np.ndarray) -> np.ndarray:
-        """A matrix laid out as the weight is, as (groups, out / groups, in / groups)."""
-        grouped = entries.reshape(self.groups, -1, entries.shape[1])
-        return grouped.swapaxes(1, 2) if self.transposed else grouped
+        return by_group(self.counts != 0, self.groups, self.transposed)
 
     def forward(self, reached: np.ndarray, size: int) -> np.ndarray:
         return (self._joined & reached.reshape(self.groups, 1, -1)).any(axis=2).reshape(size)
@@ -113,7 +108,8 @@ class ChannelMap:
     `sizes` are the values' numbers of channels; every link's source comes before its target is
     read. `inputs` and `outputs` are the network's own, by number. `hubs` names the operations
     whose outputs are taken to depend on everything they read, since no rule says it better: what
-    is reached is an upper bound where there are any.
+    is reached is an upper bound where there are any. `names` says what made each value, `tables`
+    which of the inputs are none of the network's, but what a layer reads that depends on nothing.
     """
 
     sizes: tuple[int, ...]
@@ -121,6 +117,14 @@ class ChannelMap:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     hubs: tuple[str, ...]
+    names: tuple[str, ...]
+    tables: frozenset[int]
+
+
+def by_group(entries: np.ndarray, groups: int, transposed: bool) -> np.ndarray:
+    """A matrix laid out as a layer's weight is, as (groups, out / groups, in / groups)."""
+    grouped = entries.reshape(groups, -1, entries.shape[1])
+    return grouped.swapaxes(1, 2) if transposed else grouped
 
 
 def numbered(grid: tuple[int, ...]) -> np.ndarray:

@@ -216,9 +216,12 @@ def _normalized(call: Call) -> Any:
 
 
 def _mixed_along(call: Call, dim: Any) -> Any:
-    if not call.is_about_first or not isinstance(dim, int):
+    if not call.is_about_first or not isinstance(dim, int) or call.shape is None:
         return None
-    return _spread(call, call.loom.reduced(call.first, (dim,)))
+    value, whole = call.first, call.loom.reduced(call.first, (dim,))
+    if value.number == whole.number:
+        return _spread(call, value)
+    return call.loom.joined([value, whole], call.shape) if value.shape == call.shape else None
 
 
 def _gated(call: Call) -> Any:
@@ -246,8 +249,11 @@ def _attended(call: Call) -> Any:
     shape, loom = call.shape, call.loom
     if shape is None or not set(call.values) <= {query, key, value}:
         return None
-    read = [loom.reduced(query, (-1,)), loom.reduced(key, (-1, -2)), loom.reduced(value, (-2,))]
-    return loom.joined(read, shape) if all(broadcasts(one, shape) for one in read) else None
+    weights = [loom.reduced(query, (-1,)), loom.reduced(key, (-1, -2))]
+    read = loom.reduced(value, (-2,))
+    if not all(broadcasts(one, shape) for one in (*weights, read)):
+        return None
+    return loom.joined([loom.joined(weights, (*shape[:-1], 1)), read], shape)
 
 
 def _looked_up(call: Call) -> Any:

@@ -1,6 +1,6 @@
 """Which weight a convolution or linear call computes with, and how many of it are kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from n2nfx.connectivity.constants import attribute, constant_at
 from n2nfx.connectivity.relations import Weighted
 from n2nfx.connectivity.rules import Call
 from n2nfx.network import Network
@@ -38,13 +39,15 @@ class Use:
     """One call of a convolution or linear layer, whatever it takes its weight from.
 
     `shape` is that of the weight, and `kept` None where it is not prunable; `places` is the
-    number of dimensions behind the one that is read and written.
+    number of dimensions behind the one that is read and written. `tensor()` is the weight that the
+    call computes with, masked or not, or None where that depends on the network's input.
     """
 
     kept: Kept | None
     shape: tuple[int, ...]
     groups: int
     transposed: bool
+    tensor: Callable[[], Tensor | None]
 
     @property
     def places(self) -> int:
@@ -88,6 +91,7 @@ class Weights:
             shape=tuple(called.weight.shape),
             groups=getattr(called, "groups", 1),
             transposed=getattr(called, "transposed", False),
+            tensor=lambda: called.weight.detach(),
         )
 
     def _use_of_function(self, call: Call) -> Use:
@@ -100,6 +104,7 @@ class Weights:
             shape=weight.shape,
             groups=1 if name == "linear" else call.argument(6, "groups", 1),
             transposed="transpose" in name,
+            tensor=lambda: constant_at(self._module, operand),
         )
 
     def _kept(self, weight: Tensor, part: str) -> Kept | None:
@@ -112,7 +117,7 @@ class Weights:
     def _shown(self, node: fx.Node) -> Kept | None:
         """What a node shows of a weight that it only views: as it is, a part, in another shape."""
         if node.op == "get_attr":
-            return self._kept(_attribute(self._module, str(node.target)), "")
+            return self._kept(attribute(self._module, str(node.target)), "")
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or len(node.all_input_nodes) != 1:
             return None
@@ -134,7 +139,7 @@ class Weights:
         while ahead:
             at = ahead.pop()
             if at.op == "get_attr":
-                weight = _attribute(self._module, str(at.target))
+                weight = attribute(self._module, str(at.target))
                 kept = self._kept(weight, "")
                 if kept is not None and kept.mask.shape == operand.meta["spec"][1].shape:
                     found[id(weight)] = kept
@@ -142,8 +147,3 @@ class Weights:
             seen.update(fresh)
             ahead += fresh
         return next(iter(found.values())) if len(found) == 1 else None
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    prefix, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(prefix), name)

@@ -1,0 +1,24 @@
+"""Whether two channel graphs are of the same channels, and what differs if not."""
+
+from itertools import zip_longest
+
+from n2nfx.connectivity.graph import ChannelGraph, Group
+
+
+def difference(one: ChannelGraph, other: ChannelGraph) -> str | None:
+    """What differs between the nodes of two graphs as a sentence's end, or None where nothing does.
+
+    Graphs of one network before and after pruning, or with other skips, have the same nodes.
+    """
+    for name, told in (("aggregation", "weight"), ("residual", "residual")):
+        first, second = getattr(one, name), getattr(other, name)
+        if first != second:
+            return f"one has {told}={first!r}, the other {told}={second!r}"
+    for place, (first, second) in enumerate(zip_longest(one.groups, other.groups)):
+        if first != second:
+            return f"group {place} of one is {_told(first)}, of the other {_told(second)}"
+    return None
+
+
+def _told(group: Group | None) -> str:
+    return "missing" if group is None else f"{group.kind} {group.name} of {group.size} nodes"

@@ -1,0 +1,174 @@
+"""A numeric probe of channel graphs: one channel of a layer is perturbed, and one sees what moves.
+
+All weights are positive and most are masked, so that much stays where it is; norms are left out,
+since the statistics that a layer norm shares are no path.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+import n2nfx
+from n2nfx.connectivity.channel_graph import contraction_of
+from n2nfx.connectivity.contraction import Contraction
+from n2nfx.connectivity.graph import shape_of
+from n2nfx.graphmodule import graphs_of
+from n2nfx.masks import Masks
+from n2nfx.network import Layer, Network
+from n2nfx.tracing.ops import kind_of
+
+_READS = 3  # channels that an output of a layer reads, about
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Channels of a layer that moved with one of another's, and those that the graph leads to."""
+
+    start: str
+    channel: int
+    layer: str
+    moved: frozenset[int]
+    reached: frozenset[int]
+
+
+def thinned(model: nn.Module, example: Tensor, seed: int = 0, reads: int = _READS) -> Network:
+    """A model of positive weights that keep values about as large, most pairs masked."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for weight in (*model.parameters(), *model.buffers()):
+            if weight.is_floating_point():
+                weight.copy_(0.1 * torch.rand(weight.shape, generator=generator) + 0.05)
+    network = n2nfx.trace(model, example.double())
+    masks = {}
+    for layer in network.layers:
+        weight = network.module.get_parameter(layer.weight)
+        pairs = layer.weight_shape[:2]
+        kept = torch.rand(pairs, generator=generator) < reads / pairs[1]
+        masks[layer.weight] = kept.reshape(*pairs, *(1 for _ in weight.shape[2:])).expand_as(weight)
+        with torch.no_grad():
+            size = max(1, round(weight.numel() / pairs[0] / pairs[1] * reads))
+            weight.copy_((torch.rand(weight.shape, generator=generator) + 0.5) / size)
+            weight.mul_(masks[layer.weight])
+    return replace(network, masks=Masks(masks))
+
+
+def without_norms(network: Network) -> nn.Module:
+    """A copy of the module that computes the same without norms."""
+    module = copy.deepcopy(network.module)
+    for graph in graphs_of(module):
+        for node in list(graph.nodes):
+            is_norm = node.op != "placeholder" and kind_of(module, node) in ("norm", "fused")
+            if is_norm and node.args:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def probes(network: Network, x: Tensor, starts: Sequence[tuple[Layer, int]]) -> Iterator[Probe]:
+    """Perturb one channel after the other, and see what moves in every layer behind it."""
+    module = without_norms(network)
+    layers = once_called(network)
+    found, _ = contraction_of(network)
+    names = [group.name for group in found.groups]
+    firsts = np.concatenate([[0], np.cumsum([group.size for group in found.groups])])
+    edges = _directed(found)
+    before = _outputs(module, layers, x)
+    for start, channel in starts:
+        with _perturbed(module, start, channel):
+            after = _outputs(module, layers, x)
+        reached = _reached(edges, firsts[names.index(start.name)] + channel)
+        for layer in layers:
+            if layer is not start and layer.name in after:
+                yield Probe(
+                    start.name,
+                    channel,
+                    layer.name,
+                    frozenset(_moved(before[layer.name], after[layer.name]).tolist()),
+                    frozenset(_led_to(found, layer, reached).tolist()),
+                )
+
+
+def once_called(network: Network) -> list[Layer]:
+    """Layers that are modules, called at one place."""
+    calls = [str(node.target) for node in network.module.graph.nodes if node.op == "call_module"]
+    return [layer for layer in network.layers if calls.count(layer.name) == 1]
+
+
+def _directed(found: Contraction) -> sparse.csr_array:
+    """(targets, sources): which node is read for which."""
+    n = sum(group.size for group in found.groups)
+    ends = [found.units[::-1], found.merged, found.merged[::-1]]
+    for piece in found.pieces:
+        at = sparse.coo_array(piece.weights)
+        ends.append((piece.targets[at.coords[0]], piece.sources[at.coords[1]]))
+    rows, columns = (np.concatenate([pair[side] for pair in ends]) for side in (0, 1))
+    return sparse.csr_array((np.ones(rows.size), (rows, columns)), shape=(n, n))
+
+
+def _reached(edges: sparse.csr_array, start: int) -> np.ndarray:
+    reached = np.zeros(shape_of(edges)[0])
+    reached[start] = 1.0
+    count = 0
+    while reached.sum() > count:
+        count = reached.sum()
+        reached = np.minimum(reached + edges @ reached, 1.0)
+    return reached
+
+
+def _led_to(found: Contraction, layer: Layer, reached: np.ndarray) -> np.ndarray:
+    """The channels of a layer that read a node that is reached.
+
+    Its own nodes may be reached besides: by what is added to them behind the layer.
+    """
+    piece = next(piece for piece in found.pieces if piece.names == (layer.weight,))
+    return np.flatnonzero(piece.weights @ reached[piece.sources])
+
+
+@contextmanager
+def _perturbed(module: nn.Module, layer: Layer, channel: int) -> Iterator[None]:
+    def move(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        moved = output.clone()
+        moved.select(_axis(layer, output), channel).mul_(1.5).add_(0.1)
+        return moved
+
+    handle = module.get_submodule(layer.name).register_forward_hook(move)
+    yield
+    handle.remove()
+
+
+def _axis(layer: Layer, output: Tensor) -> int:
+    return (
+        output.dim() - 1
+        if layer.kind == "linear"
+        else output.dim() - 1 - len(layer.weight_shape[2:])
+    )
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> dict[str, Tensor]:
+    """What each layer gives, (channels, all else)."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for layer in layers:
+
+        def keep(_module: nn.Module, _in: object, output: Tensor, layer: Layer = layer) -> None:
+            seen[layer.name] = output.movedim(_axis(layer, output), 0).flatten(1).clone()
+
+        handles.append(module.get_submodule(layer.name).register_forward_hook(keep))
+    module(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _moved(before: Tensor, after: Tensor) -> np.ndarray:
+    change = (after - before).abs().amax(1)
+    return np.flatnonzero((change > 1e-13 * before.abs().amax()).numpy())
