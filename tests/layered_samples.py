@@ -1,6 +1,6 @@
 """Random layered graphs for the tests of heat and spectra, and what their heat really is."""
 
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 from hypothesis import strategies as st
@@ -14,15 +14,18 @@ FILLS = (0.0, 0.05, 0.3, 1.0)
 def layered_graphs(draw: st.DrawFn, scales: tuple[float, ...] = (0.03, 1.0, 30.0)) -> ChannelGraph:
     """Up to 60 nodes in up to 5 layers, any two of which may be joined, densely or hardly.
 
-    Blocks may be empty and nodes isolated; weights of a block are uniform, times a scale.
+    A layer may also be joined to itself. Blocks may be empty and nodes isolated; weights of a block
+    are uniform, times a scale.
     """
     sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     blocks = []
-    for source, target in combinations(range(len(sizes)), 2):
+    for source, target in combinations_with_replacement(range(len(sizes)), 2):
         fill, scale = draw(st.sampled_from(FILLS)), draw(st.sampled_from(scales))
         shape = (sizes[target], sizes[source])
         kept = generator.random(shape) < fill
+        if source == target:
+            kept = np.tril(kept, -1)
         blocks.append((source, target, kept * scale * (0.1 + generator.random(shape))))
     return layered(sizes, blocks)
 

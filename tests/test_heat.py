@@ -29,10 +29,13 @@ def permuted(graph: ChannelGraph, seed: int) -> tuple[ChannelGraph, np.ndarray]:
     """The nodes of every layer in another order, and where each of them went."""
     generator = np.random.default_rng(seed)
     orders = [generator.permutation(group.size) for group in graph.groups]
-    blocks = [
-        (b.source, b.target, np.asarray(b.weights)[orders[b.target]][:, orders[b.source]])
-        for b in graph.blocks
-    ]
+    blocks = []
+    for block in graph.blocks:
+        weights = np.asarray(block.weights)
+        inside = block.source == block.target
+        whole = weights + weights.T if inside else weights
+        moved = whole[orders[block.target]][:, orders[block.source]]
+        blocks.append((block.source, block.target, np.tril(moved) if inside else moved))
     places = np.concatenate(
         [start + order for start, order in zip(graph.starts[:-1], orders, strict=True)]
     )

@@ -6,11 +6,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from n2nfx.connectivity.graph import Block, ChannelGraph
-
-Matrix = np.ndarray | sparse.csr_array
-
-_DENSE_FILL = 0.25  # from this fill on a dense block is faster than CSR (measured)
+from n2nfx.connectivity.graph import ChannelGraph, Matrix, stored
 
 
 class Laplacian:
@@ -25,9 +21,7 @@ class Laplacian:
         self.degrees = graph.degrees
         self.spans = tuple(graph.span(group) for group in range(len(graph.groups)))
         self.blocks = {
-            (block.source, block.target): _stored(
-                block, graph.groups[block.target].size * graph.groups[block.source].size
-            )
+            (block.source, block.target): _kept(block.weights)
             for block in graph.blocks
             if block.edges
         }
@@ -120,21 +114,16 @@ class Laplacian:
         return reached > 0
 
 
-def _stored(block: Block, cells: int) -> Matrix:
-    """The weights of a block, dense or CSR by its share of `cells`; no zeros stored in CSR."""
-    weights = block.weights
-    dense = block.edges > _DENSE_FILL * cells
-    if isinstance(weights, np.ndarray):
-        whole = weights.astype(np.float64, copy=False)
-        return whole if dense else sparse.csr_array(whole)
-    listed = sparse.csr_array(weights, dtype=np.float64)
-    if dense:
-        return listed.toarray()
-    if listed.count_nonzero() == listed.nnz:
-        return listed
-    kept = listed.copy()  # a zero that is stored is no edge
-    kept.eliminate_zeros()
-    return kept
+def _kept(weights: Matrix) -> Matrix:
+    """Dense or CSR by fill, in CSR without the zeros that are stored, which are no edges."""
+    found = stored([weights])
+    if isinstance(found, np.ndarray):
+        return found.astype(np.float64, copy=False)
+    listed = sparse.csr_array(found, dtype=np.float64)
+    if listed.count_nonzero() < listed.nnz:
+        listed = listed.copy()
+        listed.eliminate_zeros()
+    return listed
 
 
 def _transposed(weights: Matrix) -> Matrix:

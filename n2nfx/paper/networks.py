@@ -52,7 +52,9 @@ class Setting:
         _require_known("method", method, METHODS)
         steps: list[Pass] = [PRUNERS[METHODS[method]](density=density, ends=self.ends)]
         if method.startswith("n2nskip"):
-            steps.append(N2NSkip(ratio=self.ratio, hops=self.hops))
+            steps.append(
+                N2NSkip(ratio=self.ratio, hops=self.hops, wiring="paper", pattern="random")
+            )
         return steps
 
     def probe(self) -> Probe:
