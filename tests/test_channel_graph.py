@@ -730,12 +730,14 @@ def test_what_differs_between_two_networks_is_told() -> None:
     )
     assert difference(one, same) is None
     assert difference(one, other) == (
-        "group 1 of one is layer 0 of 3 nodes, of the other layer 0 of 4 nodes"
+        "group 1 of one is the layer '0' of 3 nodes, of the other the layer '0' of 4 nodes"
     )
     more = layered([2, 3, 1], [])
     assert difference(layered([2, 3], []), more) == (
-        "group 2 of one is missing, of the other layer layer2 of 1 nodes"
+        "group 2 of one is missing, of the other the layer 'layer2' of 1 nodes"
     )
+    renamed = replace(one, groups=(replace(one.groups[0], name="image"), *one.groups[1:]))
+    assert difference(one, renamed) is None
     squares = graph_of(nn.Sequential(conv(2, 3)), 2, 4, 4, weight="l2")
     assert difference(one, squares) == "one has weight='abs_sum', the other weight='l2'"
 

@@ -252,9 +252,9 @@ def _npz(graph: ChannelGraph) -> bytes:
 
 
 def _read_npz(path: Path) -> tuple[str, _Edges]:
+    if not zipfile.is_zipfile(path):  # numpy would advise to unpickle it
+        raise ValueError("it is no zip file")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array")
         names = ("data", "indices", "indptr", "shape", _KEY)
         data, indices, indptr, shape, text = (found[name] for name in names)
     matrix = sparse.csr_array((data.astype(np.float64), indices, indptr), shape=tuple(shape))
