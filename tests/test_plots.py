@@ -101,3 +101,17 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
     with pytest.raises(n2nfx.CannotOperate, match=r"taken\.png"):
         plots.save(figure, tmp_path / "taken.png")
     assert [file.name for file in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_a_long_path_leaves_room_for_the_picture(tmp_path: Path) -> None:
+    paths = [f"/a/very/long/path{'/and/on' * 20}/{name}.npz" for name in ("whole", "half")]
+    graphs = [drawn((3, 5, 4), density) for density in (1.0, 0.9)]
+    found = compare(*graphs, times=TIMES)
+    figure = plots.overview(
+        dict(zip(paths, graphs, strict=True)),
+        {path: graph.scree(times=TIMES) for path, graph in zip(paths, graphs, strict=True)},
+        dict(zip(paths, (found.reference.heat, found.graph.heat), strict=True)),
+        {paths[1]: found},
+    )
+    plots.save(figure, tmp_path / "all.png")  # matplotlib warns where it has no room
+    assert all(axis.get_position().width > 0.1 for axis in figure.axes)

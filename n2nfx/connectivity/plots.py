@@ -25,6 +25,7 @@ from n2nfx.errors import UsageError, did_you_mean
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _BINS = 600  # points along a picture of an adjacency matrix, at most
+_LONGEST = 32  # characters of a label, which would leave no room for the picture
 _METADATA = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
@@ -102,7 +103,7 @@ def draw_adjacency(graph: ChannelGraph, title: str, axis: Axes) -> None:
             axis.axvline(border, color="0.85", linewidth=0.6)
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.set_title(f"{title}\n{graph.n:,} nodes, {graph.edges:,} edges", fontsize=9)
+    axis.set_title(f"{_short(title)}\n{graph.n:,} nodes, {graph.edges:,} edges", fontsize=9)
 
 
 def picture_of(graph: ChannelGraph, bins: int = _BINS) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +142,9 @@ def draw_scree(curves: Mapping[str, Scree], axis: Axes) -> None:
     """alpha(K, t) over t; t is in powers of ten where it does not begin at 0."""
     for label, curve in curves.items():
         for row, share in enumerate(curve.K):
-            (line,) = axis.plot(curve.times, curve.alpha[row], label=f"{label}, K = {share:.3g}")
+            (line,) = axis.plot(
+                curve.times, curve.alpha[row], label=f"{_short(label)}, K = {share:.3g}"
+            )
             if not curve.exact:
                 band = curve.low[row], curve.high[row]
                 axis.fill_between(curve.times, *band, color=line.get_color(), alpha=0.2)
@@ -170,11 +173,16 @@ def _draw_positive(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray
     found = False
     for label, (times, values) in curves.items():
         shown = (times > 0) & (values > 0)
-        axis.plot(times[shown], values[shown], label=label)
+        axis.plot(times[shown], values[shown], label=_short(label))
         found = found or bool(shown.any())
     if found:
         axis.set_xscale("log")
         axis.set_yscale("log")
+
+
+def _short(label: str) -> str:
+    """The end of a label, which tells paths apart."""
+    return label if len(label) <= _LONGEST else f"...{label[-_LONGEST:]}"
 
 
 def _name(axis: Axes, what: str) -> None:
