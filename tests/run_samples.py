@@ -111,7 +111,7 @@ def process(job: Callable[..., None], *given: Any) -> Any:
     # What a fork server has imported, no process imports again; it does not know of our path.
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["run_samples"])
+    context.set_forkserver_preload(["run_samples", "torch._dynamo"])
     started = context.Process(target=job, args=given)
     started.start()
     return started
@@ -130,14 +130,14 @@ def train_and_die(folder: Path, at: int, torn: bool) -> None:
     """
     left = at
 
-    def dying(call: Callable[..., Any], *given: Any) -> Any:
+    def dying(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         nonlocal left
         left -= 1
         if left == 0:
             if torn and call is fsync and stat.S_ISREG(os.fstat(given[0]).st_mode):
                 os.truncate(given[0], os.fstat(given[0]).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return call(*given)
+        return call(*given, **named)
 
     fsync = os.fsync
     for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink")):
