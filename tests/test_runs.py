@@ -1,27 +1,18 @@
-"""A run's directory says the truth about it, and killing the process changes no bit of it."""
+"""A run's directory says the truth about it."""
 
 import json
-import logging
-import random
-import resource
-import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from run_samples import process, results, spec, train, train_and_die, train_rank, weights
+from run_samples import results, spec
 
 import n2nfx
-from n2nfx import CannotOperate, DamagedFile, UsageError
+from n2nfx import DamagedFile, UsageError
 from n2nfx.lock import held
 from n2nfx.training import progress, runs
-from n2nfx.training.checkpoint import Checkpoints
 from n2nfx.training.loop import Epoch, Progress
-
-KILLED = -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +21,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     runs.run(spec(), folder)
     return folder
-
-
-def same(one: Path, other: Path) -> bool:
-    return weights(one) == weights(other) and results(one) == results(other)
-
-
-def ended(started: Any) -> int:
-    started.join(60)
-    assert started.exitcode is not None
-    return started.exitcode
 
 
 # The directory
@@ -135,160 +116,6 @@ def test_a_run_that_diverges_says_so_and_is_done(tmp_path: Path) -> None:
 def test_a_network_without_passes_is_the_dense_one(tmp_path: Path) -> None:
     result = runs.run(spec(passes=(), epochs=1), tmp_path)
     assert result.nnz == result.size > 0
-
-
-# Kills
-
-
-def test_kills_at_random_times_change_no_bit(whole: Path, tmp_path: Path) -> None:
-    draw, killed = random.Random(0), 0
-    for _ in range(12):
-        started = process(train, tmp_path, {})
-        time.sleep(draw.uniform(0.02, 0.6))
-        started.kill()
-        killed += ended(started) == KILLED
-    assert killed > 1
-    assert ended(process(train, tmp_path, {})) == 0
-    assert same(whole, tmp_path)
-
-
-@pytest.mark.parametrize("torn", [False, True])
-def test_kills_between_any_two_steps_of_a_write_change_no_bit(
-    whole: Path, tmp_path: Path, torn: bool
-) -> None:
-    reached, at = 0, 1
-    while (code := ended(process(train_and_die, tmp_path, at, torn))) == KILLED:
-        at += 1
-        if (tmp_path / "result.json").exists():
-            continue  # checkpoints are no more needed, and may be half deleted
-        newest, notes = Checkpoints(tmp_path / "checkpoints").newest()
-        assert notes == ()
-        step = newest.step if newest else 0
-        assert step >= reached
-        reached = step
-    assert code == 0
-    assert reached > 2
-    assert same(whole, tmp_path)
-    assert at > 30
-
-
-def test_a_damaged_checkpoint_costs_steps_and_no_bit(
-    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert ended(process(train_and_die, tmp_path, 60, False)) == KILLED
-    newest, _ = Checkpoints(tmp_path / "checkpoints").newest()
-    assert newest is not None
-    for path in (tmp_path / "checkpoints").glob("*/weights.safetensors"):
-        if json.loads((path.parent / "plan.json").read_text())["step"] == newest.step:
-            path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING):
-        runs.run(spec(), tmp_path)
-    assert "weights.safetensors: does not have the SHA-256" in caplog.text
-    assert "going on from the one before" in caplog.text
-    assert same(whole, tmp_path)
-
-
-def test_events_beyond_the_checkpoint_are_those_of_the_epochs_that_are_trained_again(
-    whole: Path, tmp_path: Path
-) -> None:
-    assert ended(process(train_and_die, tmp_path, 60, False)) == KILLED
-    with (tmp_path / "events.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "loss": 0.1}\n{"epo')
-    runs.run(spec(), tmp_path)
-    assert same(whole, tmp_path)
-
-
-def test_going_on_in_another_environment_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert ended(process(train_and_die, tmp_path, 60, False)) == KILLED
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    assert runs.run(spec(), tmp_path).environments == 2
-    assert "goes on in another environment" in caplog.text
-    assert len(json.loads((tmp_path / "environment.json").read_text())) == 2
-
-
-# A full disk
-
-
-def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
-    whole: Path, small_disk: Path
-) -> None:
-    filler = small_disk / "filler"
-    filler.write_bytes(b"x" * 190_000)
-    with pytest.raises(CannotOperate, match="No space left on device"):
-        runs.run(spec(), small_disk / "run", save_every=0)
-    newest, notes = Checkpoints(small_disk / "run" / "checkpoints").newest()
-    assert notes == ()
-    filler.unlink()
-    runs.run(spec(), small_disk / "run", save_every=0)
-    assert same(whole, small_disk / "run")
-    assert newest is None or newest.step > 0
-
-
-def test_a_quota_stops_it_as_a_full_disk_does(whole: Path, tmp_path: Path) -> None:
-    assert ended(process(train_and_die, tmp_path, 60, False)) == KILLED
-    before, _ = Checkpoints(tmp_path / "checkpoints").newest()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(CannotOperate, match=r"File too large.*start the same run again"):
-            runs.run(spec(), tmp_path, save_every=0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    after, notes = Checkpoints(tmp_path / "checkpoints").newest()
-    assert before is not None
-    assert after is not None
-    assert (after.step, notes) == (before.step, ())
-    runs.run(spec(), tmp_path)
-    assert same(whole, tmp_path)
-
-
-# Several processes
-
-
-def ranks(count: int, folder: Path, store: Path, **how: Any) -> list[Any]:
-    return [process(train_rank, rank, count, folder, store, how) for rank in range(count)]
-
-
-# Of three ranks on, the order in which gradients are summed shows in the last bits.
-WAYS = [(3, {}), (2, {"rewiring": "rigl", "accumulate": 2, "ema": 0.9})]
-
-
-@pytest.mark.parametrize(("count", "how"), WAYS)
-def test_ranks_repeat_and_go_on_with_the_same_bits(
-    tmp_path: Path, count: int, how: dict[str, Any]
-) -> None:
-    for name in ("one", "other"):
-        for started in ranks(count, tmp_path / name, tmp_path / f"store-{name}", **how):
-            assert ended(started) == 0
-    assert same(tmp_path / "one", tmp_path / "other")
-    for attempt in range(2):
-        group = ranks(count, tmp_path / "killed", tmp_path / f"store-{attempt}", **how)
-        _wait_for(tmp_path / "killed" / "checkpoints" / "ab"[attempt])
-        for started in group:
-            started.kill()
-        assert KILLED in [ended(started) for started in group]
-    for started in ranks(count, tmp_path / "killed", tmp_path / "store-last", **how):
-        assert ended(started) == 0
-    assert same(tmp_path / "one", tmp_path / "killed")
-
-
-def _wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, path
-        time.sleep(0.005)
-
-
-def test_several_processes_train_what_one_does_to_within_the_rounding(tmp_path: Path) -> None:
-    how = {"model": "plain", "epochs": 1, "passes": ("random{density=0.3}",)}
-    runs.run(spec(**how), tmp_path / "one")
-    for started in ranks(2, tmp_path / "two", tmp_path / "store", **how):
-        assert ended(started) == 0
-    one, two = results(tmp_path / "one"), results(tmp_path / "two")
-    assert two[0]["final_loss"] == pytest.approx(one[0]["final_loss"], rel=1e-4)
-    assert two[1]["test_loss"] == pytest.approx(one[1]["test_loss"], rel=1e-4)
 
 
 # Progress
