@@ -178,6 +178,15 @@ def test_it_learns() -> None:
     assert last.loss < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{}, {"rewiring": "rigl", "precision": "bf16"}])
+def test_a_compiled_network_trains_as_it_does_without(how: dict[str, Any]) -> None:
+    asked = {"passes": ("random{density=0.3}",), "epochs": 1, **how}
+    one = trained(spec("plain", **asked))
+    other = trained(spec("plain", compile=True, **asked))
+    assert one.epochs[-1].loss == pytest.approx(other.epochs[-1].loss, rel=1e-2)
+
+
 # How steps are made
 
 

@@ -515,11 +515,11 @@ def _memory_told(training: Training, device: torch.device) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
             raise
-        half, twice = training.batch_size // 2, 2 * training.accumulate
+        half, twice = (training.batch_size + 1) // 2, 2 * training.accumulate
         raise CannotOperate(
             f"the memory of {device} is too small for batches of {training.batch_size} "
-            f"({described(error)}); batch_size={half} with accumulate={twice} takes half at the "
-            "same steps, but batch norms then see smaller batches; precision=bf16 takes less too"
+            f"({described(error)}); batch_size={half} with accumulate={twice} takes half of it and "
+            "as many images a step, but batch norms see smaller batches; precision=bf16 helps too"
         ) from error
 
 
