@@ -4,8 +4,8 @@
 
 VGG19 in its CIFAR form at 2%, random bytes of CIFAR's shape. Every round takes one step of each
 contestant, one after the other, so that all meet the same machine; told are medians of seconds, and
-the median of each round's ratios to the dense step. On a CPU they are seconds of this process, which
-has one thread. `timm's parts` is a dense step as timm's train.py takes it: its optimizer and its
+the median of each round's ratios to the dense step. On a CPU they are seconds of this process, of
+one thread. `timm's parts` is a dense step as timm's train.py takes it: its optimizer and its
 loader, whose own 2 processes (PIL) are not counted. train.py itself is in no wheel.
 """
 
