@@ -217,8 +217,8 @@ class _Session:
             _log.warning("%s: goes on in another environment than it began in", self.folder)
         put_file(self.folder / CONFIG, f"{self.spec.model_dump_json(indent=2)}\n".encode())
         put_file(self.folder / ENVIRONMENT, _text([*(e for e in before if e != here), here]))
-        epochs = saved.facts["epochs"] if saved else []
-        put_file(self.folder / EVENTS, b"".join(map(_line, epochs)))
+        epochs = [Epoch(**epoch) for epoch in saved.facts["epochs"]] if saved else []
+        put_file(self.folder / EVENTS, b"".join(_line(asdict(epoch)) for epoch in epochs))
         return saved
 
     def _environments(self) -> list[dict[str, Any]]:
