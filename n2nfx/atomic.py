@@ -1,4 +1,4 @@
-"""A directory of files put in place at once, or not at all.
+"""A directory of files, or one file, put in place at once, or not at all.
 
 The files are written beside it under a hidden name, made durable, and moved in by a rename;
 where an older directory stands, the two change names in one step, and what is foreign is given
@@ -91,8 +91,8 @@ def put_file(path: Path, data: bytes) -> None:
         sync_folder(target.parent)
     except OSError as error:
         raise CannotOperate(
-            f"{target}: cannot be written: {error.strerror}; it needs {len(data)} bytes; name "
-            "another place"
+            f"{target}: cannot be written: {error.strerror}; it needs {len(data)} bytes; "
+            "nothing was changed; make room, or name another place"
         ) from error
 
 

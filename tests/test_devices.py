@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rewiring_samples import batch, sgd
+from run_samples import net, spec
 from samples import Net
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from n2nfx.registry import passes
 from n2nfx.training.augment import draws
 from n2nfx.training.images import Images
 from n2nfx.training.rewiring import Rewiring
+from n2nfx.training.runs import run
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PRUNERS = ["random", "expander", "snip", "iterative-snip", "grasp", "synflow", "magnitude"]
@@ -116,3 +118,20 @@ def test_images_are_augmented_alike(device: str) -> None:
         assert found.device.type == device
         assert torch.equal(found.cpu(), wanted)
         assert torch.equal(labels.cpu(), known)
+
+
+@on_every_device
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"precision": "bf16", "channels_last": True}, {"precision": "fp16"}, {"rewiring": "rigl"}],
+    ids=str,
+)
+def test_a_run_trains_on_a_device_and_what_it_leaves_is_read_anywhere(
+    device: str, how: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(spec(epochs=2, **how), tmp_path, device=device, save_every=0)
+    assert result.status == "done"
+    network = n2nfx.load(tmp_path / "network", net())
+    assert network.nnz == result.nnz
+    for name, mask in network.masks.items():
+        assert not network.module.get_parameter(name)[~mask].any()

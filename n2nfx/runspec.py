@@ -1,0 +1,87 @@
+"""One run, said completely: which network is trained, on what and how; and its name."""
+
+import hashlib
+import json
+import re
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_DIGITS = 8
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(_Part):
+    """How a network is trained; the defaults are the paper's (section 4).
+
+    `schedule` lowers the learning rate by `step_factor` every `step_every` epochs (`step`), along
+    a cosine (`cosine`) or up and down once (`one-cycle`); `warmup` epochs rise linearly to it.
+    `images` are the first so many training images, 0 for all. `ema` is the decay of an average of
+    the weights, 0 for none; it is then what is measured and kept. Each of `accumulate`
+    micro-batches has `batch_size` images, on all devices together. `momentum` is AdamW's beta1.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 300
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["step", "cosine", "one-cycle"] = "step"
+    step_every: Annotated[int, Field(ge=1)] = 30
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    warmup: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    images: Annotated[int, Field(ge=0)] = 0
+    augment: bool = True
+    rewiring: Literal["none", "set", "rigl"] = "none"
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Training":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        return self
+
+
+class RunSpec(_Part):
+    """One run. `passes` are the texts of the passes that make the network of the reference.
+
+    `model` is a name as `n2nfx transform` takes it, `data` one as `n2nfx data ls` lists it. The
+    pruners that look at data see the first `scoring_images` training images as one batch.
+    """
+
+    model: str
+    data: str
+    passes: tuple[str, ...] = ()
+    seed: Annotated[int, Field(ge=0)] = 0
+    scoring_images: Annotated[int, Field(ge=1)] = 256
+    training: Training = Training()
+
+    @cached_property
+    def canonical(self) -> str:
+        """The run as JSON without what is at its default: what the name's digits stand for."""
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def name(self) -> str:
+        """A slug for people and eight hex digits of the hash of the canonical form."""
+        passes = [text.partition("{")[0] for text in self.passes] or ["dense"]
+        words = [
+            *(one.rpartition(":")[2] for one in (self.model, self.data)),
+            *passes,
+            f"s{self.seed}",
+        ]
+        slug = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+        digits = hashlib.sha256(self.canonical.encode()).hexdigest()[:_DIGITS]
+        return f"{slug}-{digits}"
