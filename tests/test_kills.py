@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 import resource
 import time
@@ -26,9 +27,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_kills_at_random_times_change_no_bit(whole: Path, tmp_path: Path) -> None:
     draw, killed = random.Random(0), 0
-    for _ in range(8):
+    for attempt in range(1, 11):  # ever later: the first ones come before any run is done
         started = process(train, tmp_path, {})
-        time.sleep(draw.uniform(0.02, 0.6))
+        time.sleep(draw.uniform(0, 0.06 * attempt))
         started.kill()
         killed += ended(started) == KILLED
     assert killed > 1
@@ -53,6 +54,7 @@ def test_kills_between_any_two_steps_of_a_write_change_no_bit(
     assert code == 0
     assert reached > 2
     assert same(whole, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(whole))
     assert at > 30
 
 

@@ -212,6 +212,9 @@ class _Session:
         here = environment(self.device, self.ranks.count)
         if not self.ranks.first:
             return saved
+        for name in (CONFIG, ENVIRONMENT, EVENTS, MANIFEST, RESULT):
+            for left in self.folder.glob(f".{name}.partial-*"):
+                left.unlink()  # of a process that was killed: nobody else is at work here
         before = self._environments() if saved else []
         if before and here not in before:
             _log.warning("%s: goes on in another environment than it began in", self.folder)
