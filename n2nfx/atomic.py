@@ -1,4 +1,4 @@
-"""A directory of files put in place at once, or not at all.
+"""A directory of files, or one file, put in place at once, or not at all.
 
 The files are written beside it under a hidden name, made durable, and moved in by a rename;
 where an older directory stands, the two change names in one step, and what is foreign is given
@@ -68,6 +68,28 @@ def put(directory: Path, contents: Mapping[str, bytes], kind: Kind, *, force: bo
         raise CannotOperate(
             f"{target}: cannot be written: {error.strerror}; it needs {size} bytes; nothing was "
             "changed; name another directory"
+        ) from error
+
+
+def put_file(path: Path, data: bytes) -> None:
+    """Make a file of exactly these bytes, so that it is at every moment the old or the new.
+
+    There must be one writer at a time. Raises CannotOperate (a full disk), the old one untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CannotOperate(
+            f"{path}: cannot be written: {error.strerror}; it needs {len(data)} bytes; nothing was "
+            "changed; make room and try again"
         ) from error
 
 

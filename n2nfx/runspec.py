@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _DIGITS = 8
 
@@ -36,7 +36,8 @@ class Training(Part):
     `schedule` lowers the learning rate by `step_factor` every `step_every` epochs (`step`), along
     a cosine (`cosine`) or up and down once (`one-cycle`); `warmup` epochs rise linearly to it.
     `images` are the first so many training images, 0 for all. `ema` is the decay of an average of
-    the weights, 0 for none. Each of `accumulate` micro-batches has `batch_size` images.
+    the weights, 0 for none; it is then what is measured and kept. Each of `accumulate`
+    micro-batches has `batch_size` images, on all devices together. `momentum` is AdamW's beta1.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 300
@@ -59,6 +60,12 @@ class Training(Part):
     images: Annotated[int, Field(ge=0)] = 0
     augment: bool = True
     rewiring: Literal["none", "set", "rigl"] = "none"
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Training":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        return self
 
 
 class RunSpec(Part):
@@ -85,5 +92,10 @@ class RunSpec(Part):
         """A slug for people and eight hex digits of the hash of the canonical form."""
         passes = [text.partition("{")[0] for text in self.passes] or ["dense"]
         densities = [f"d{text}" for text in re.findall(r"\bdensity=([\w.]+)", str(self.passes))]
-        words = [self.model.rpartition(":")[2], self.data, *passes, *densities, f"s{self.seed}"]
+        words = [
+            *(one.rpartition(":")[2] for one in (self.model, self.data)),
+            *passes,
+            *densities,
+            f"s{self.seed}",
+        ]
         return name_of(words, self.canonical)

@@ -177,18 +177,11 @@ def transform(
 def _fitted(
     model: str, data: str, root: Path | None, asked: dict[str, Any]
 ) -> tuple["Data", dict[str, Any]]:
-    """The data, and what was asked, with the data's input and classes where none were given.
+    """The data, and what was asked, with the data's input and classes where none were given."""
+    from n2nfx.training.data import load_for
 
-    Networks of ours are made for one size; images that are smaller are padded to it.
-    """
-    from n2nfx.training.data import load
-    from n2nfx.zoo import NETWORKS
-
-    found = load(data, root)
-    wanted, ours = asked["input_shape"], NETWORKS.get(model.removeprefix("n2nfx:"))
-    if wanted is None and ours is not None and len(ours.input_shape) == len(found.shape):
-        wanted = (found.shape[0], *map(max, found.shape[1:], ours.input_shape[1:]))
-    found = found.fitted(wanted, asked["num_classes"])
+    wanted = {name: asked[name] for name in ("input_shape", "num_classes")}
+    found = load_for(model, data, root, **wanted)
     own = {"input_shape": found.shape, "num_classes": len(found.classes)}
     if asked["input_shape"] is None:
         shape = ",".join(map(str, found.shape))

@@ -17,6 +17,7 @@ from n2nfx.training import folder, formats
 from n2nfx.training.augment import draws, order
 from n2nfx.training.folder import Folder
 from n2nfx.training.images import Images
+from n2nfx.zoo import NETWORKS
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what everybody uses for it
 
@@ -165,6 +166,25 @@ def load(name: str, root: Path | None = None) -> Data:
         return _from_folder(one, place.folder)
     train, test = (_part(one, place, files) for files in (one.train, one.test))
     return _in_memory(one.name, train, test, one.classes)
+
+
+def load_for(
+    model: str,
+    name: str,
+    root: Path | None = None,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
+) -> Data:
+    """`load`, and the images brought to what a model of that name takes, where that is known.
+
+    Networks of ours are made for one size; images that are smaller are padded to it.
+    """
+    found = load(name, root)
+    ours = NETWORKS.get(model.removeprefix("n2nfx:"))
+    if input_shape is None and ours is not None and len(ours.input_shape) == len(found.shape):
+        input_shape = (found.shape[0], *map(max, found.shape[1:], ours.input_shape[1:]))
+    return found.fitted(input_shape, num_classes)
 
 
 def _part(

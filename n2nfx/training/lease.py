@@ -14,6 +14,7 @@ import platform
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from n2nfx.atomic import sync_folder
-from n2nfx.errors import N2nfxError, described
+from n2nfx.errors import N2nfxError, described, first_line
 
 FOLDER = "leases"
 
@@ -97,8 +98,10 @@ def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator
     try:
         yield lease
     except BaseException as error:
-        state = "failed" if isinstance(error, Exception) else "stopped"
-        reason = described(error)
+        state, reason = ("failed" if isinstance(error, Exception) else "stopped"), told(error)
+        if not isinstance(error, N2nfxError | KeyboardInterrupt):
+            with suppress(OSError):
+                log_of(folder, lease.number).write_text(traceback.format_exc())
         raise
     finally:
         over.set()
@@ -111,6 +114,16 @@ def give_up(folder: Path, reason: str) -> None:
     """Write down that a run failed, whose process cannot do it any more."""
     with suppress(Taken, GaveUp), claimed(folder):
         raise GaveUp(reason)
+
+
+def told(error: BaseException) -> str:
+    """Why a run ended, in a line: an error for people as it is, any other with its type."""
+    return first_line(error) if isinstance(error, N2nfxError) else described(error)
+
+
+def log_of(folder: Path, number: int) -> Path:
+    """Where the traceback of an attempt is, if it ended with a bug."""
+    return folder / FOLDER / f"{number:04}.log"
 
 
 class GaveUp(N2nfxError):

@@ -5,10 +5,12 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any
 
 from n2nfx.training import lease
@@ -108,7 +110,8 @@ class _Worker:
             context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
             self.process = context.Process(target=_serve, args=(theirs, self.threads, self.run))
-            self.process.start()
+            with _ignoring_interrupts():  # Ctrl-C reaches it through this process, once
+                self.process.start()
             theirs.close()
         teller.started(self.job)
         with suppress(OSError):  # one that died is heard of when it is listened to
@@ -123,10 +126,9 @@ class _Worker:
         return code
 
     def interrupt(self) -> None:
-        """Let the process stop as by Ctrl-C: it writes down where it is."""
-        if self.process is not None and self.process.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGINT)
+        """Let the process stop: it writes down that it did."""
+        if self.process is not None:
+            self.process.terminate()
 
     def close(self) -> None:
         """End the process, once it has nothing to do any more."""
@@ -137,12 +139,36 @@ class _Worker:
 
 def _serve(connection: Connection, threads: int, run: Runner | None) -> None:
     """Do the jobs that come, in a process of its own."""
+    signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported
     with suppress(KeyboardInterrupt, EOFError, OSError):
         while True:
             job = connection.recv()
-            connection.send(work(job, run or default_runner(), connection.send))
+            connection.send(work(job, run or default_runner(), partial(_tell, connection)))
+
+
+def _tell(connection: Connection, progress: Any) -> None:
+    """Tell how a job fares; that nobody hears it is no matter of the job."""
+    with suppress(OSError):
+        connection.send(progress)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Let what is started meanwhile never hear of Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # signals are that one's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _die_with_parent() -> None:

@@ -44,4 +44,7 @@ def standing(folder: Path) -> Standing:
         return Standing("missing")
     if last.is_live():
         return Standing("running", str(last.holder))
-    return Standing("failed" if last.state == "failed" else "stopped", last.reason)
+    if last.state != "failed":
+        return Standing("stopped", last.reason)
+    log = lease.log_of(folder, last.number)
+    return Standing("failed", f"{last.reason} ({log})" if log.exists() else last.reason)

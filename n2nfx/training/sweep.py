@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from n2nfx.errors import UsageError, described
+from n2nfx.errors import UsageError
 from n2nfx.runspec import RunSpec
 from n2nfx.training import lease
 from n2nfx.training.status import standing
@@ -72,7 +72,9 @@ def left(
 def share(specs: Sequence[RunSpec], index: int, count: int) -> Sequence[RunSpec]:
     """The `index`-th of `count` shares, from 1; each is spread over the whole list."""
     if not 1 <= index <= count:
-        raise UsageError(f"share {index} of {count} cannot be; they are 1/{count} to {count}/{count}")
+        raise UsageError(
+            f"share {index} of {count} cannot be; they are 1/{count} to {count}/{count}"
+        )
     return specs[index - 1 :: count]
 
 
@@ -88,13 +90,11 @@ def work(job: Job, run: Runner, watch: Callable[[Any], None] | None = None) -> E
     try:
         with lease.claimed(job.folder, on_lost=_die):
             if not standing(job.folder).is_over:
-                run(
-                    job.spec, job.folder, device=job.device, data_root=job.data_root, watch=watch
-                )
+                run(job.spec, job.folder, device=job.device, data_root=job.data_root, watch=watch)
     except lease.Taken as taken:
         return Ended(name, "taken", str(taken))
     except Exception as error:
-        return Ended(name, "failed", described(error))
+        return Ended(name, "failed", lease.told(error))
     over = standing(job.folder)
     return Ended(name, "diverged" if over.state == "diverged" else "done")
 

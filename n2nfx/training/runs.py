@@ -1,0 +1,295 @@
+"""One run in a directory of its own, which is the truth about it.
+
+config.json       what is run (`RunSpec`); another run is never put in the same directory
+environment.json  where it ran: one entry for each different environment that it was trained in
+events.jsonl      one line for every epoch: loss, accuracy, images/s, seconds
+checkpoints/      where it stands, until it is done (`n2nfx.training.checkpoint`)
+network/          what it became: an artifact, to be read by `n2nfx.load`
+result.json       what came out: there when the run is done, and only then
+MANIFEST.sha256   the files' SHA-256, as `sha256sum -c` reads them
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from n2nfx import lock
+from n2nfx.atomic import put_file
+from n2nfx.errors import CannotOperate, DamagedFile, UsageError
+from n2nfx.network import Probe
+from n2nfx.outcome import Outcome
+from n2nfx.pipeline import apply
+from n2nfx.registry import passes
+from n2nfx.runspec import RunSpec
+from n2nfx.source import network_of
+from n2nfx.spec import from_text
+from n2nfx.training.checkpoint import Checkpoint, Checkpoints
+from n2nfx.training.data import Data, load_for
+from n2nfx.training.environment import environment
+from n2nfx.training.loop import Diverged, Epoch, Progress, train
+from n2nfx.training.ranks import Ranks, joined, own_device
+
+CONFIG, ENVIRONMENT, EVENTS = "config.json", "environment.json", "events.jsonl"
+RESULT, MANIFEST = "result.json", "MANIFEST.sha256"
+CHECKPOINTS, NETWORK = "checkpoints", "network"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run. Accuracies are on the test images, in percent.
+
+    `final_loss` is the last epoch's mean training loss. A run that `diverged` has no final values,
+    and `reason` says where it was. `nnz` are the kept weights, `skip_nnz` those of them in skips,
+    of `size` prunable ones. `environments` is in how many different ones it was trained: only with
+    one are its last bits those of an uninterrupted run.
+    """
+
+    name: str
+    status: Literal["done", "diverged"]
+    final_accuracy: float | None
+    best_accuracy: float | None
+    final_loss: float | None
+    nnz: int
+    skip_nnz: int
+    size: int
+    multiply_adds: int
+    epochs: int
+    seconds: float
+    environments: int
+    reason: str | None = None
+
+
+def run(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    data_root: Path | None = None,
+    watch: Callable[[Progress], None] | None = None,
+    save_every: float = 60.0,
+) -> Result:
+    """Train what the spec says, or go on where the directory's newest checkpoint stands.
+
+    A run that is done is returned at once. A checkpoint is written every `save_every` seconds.
+    Started by torchrun, all processes train one network. Raises UsageError (the directory has
+    another run, or another process is at it), CannotOperate (no data, no memory, a full disk) and
+    DamagedFile (what stands there is no longer what was written).
+    """
+    place = own_device(device)
+    with joined(place) as ranks:
+        result = _finished(folder, spec)
+        if result is None:
+            with _alone(folder, ranks):
+                result = _Session(spec, folder, place, ranks).result(data_root, watch, save_every)
+        return ranks.of_first(result)
+
+
+def make(spec: RunSpec, data: Data) -> Outcome:
+    """The network that a run trains, untrained, for the data's input and classes."""
+    network = network_of(
+        spec.model, seed=spec.seed, num_classes=len(data.classes), input_shape=data.shape
+    )
+    known = passes()
+    batch = data.first(min(spec.scoring_images, len(data.train)))
+    probe = Probe(seed=spec.seed, batches=(batch,))
+    return apply([from_text(text, known) for text in spec.passes], network, probe)
+
+
+# What stands in the directory
+
+
+def _finished(folder: Path, spec: RunSpec) -> Result | None:
+    """What came out, where the run is done; raises where the directory is another run's."""
+    _require_of(folder, spec)
+    if not (folder / RESULT).exists():
+        return None
+    text = _bytes(folder / RESULT)
+    if f"{_sha256(text)}  {RESULT}\n".encode() not in _bytes(folder / MANIFEST):
+        raise DamagedFile(
+            f"{folder / RESULT}: does not have the SHA-256 that {MANIFEST} gives: it changed; "
+            "restore it, or delete it to train again"
+        )
+    result = Result(**json.loads(text))
+    if result.status == "done":
+        Checkpoints(folder / CHECKPOINTS).discard()  # being killed may have left them
+    return result
+
+
+def _require_of(folder: Path, spec: RunSpec) -> None:
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    try:
+        there = RunSpec.model_validate_json(_bytes(path))
+    except ValidationError as error:
+        raise DamagedFile(f"{path}: is not the configuration of a run: {error}") from error
+    if there != spec:
+        key, found, asked = next(_differences(there.model_dump(), spec.model_dump()))
+        raise UsageError(
+            f"{folder}: has the run {there.name}, with {key}={found!r}, not {asked!r}; name "
+            "another directory"
+        )
+
+
+def _differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], at: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key, value in one.items():
+        if isinstance(value, dict):
+            yield from _differences(value, other[key], f"{at}{key}.")
+        elif value != other[key]:
+            yield f"{at}{key}", value, other[key]
+
+
+@contextmanager
+def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Be the only one who trains in the directory: the first rank for all of them."""
+    if not ranks.first:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.held(folder / ".training.lock"))
+        except lock.Held as error:
+            who = f" ({error.holder})" if error.holder else ""
+            raise UsageError(f"{folder}: another process trains there{who}; wait for it") from error
+        except OSError as error:
+            raise CannotOperate(f"{folder}: cannot be written: {error.strerror}") from error
+        yield
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One process's work on a run, from wherever it stands to its result; rank 0 writes."""
+
+    spec: RunSpec
+    folder: Path
+    device: torch.device
+    ranks: Ranks
+
+    def result(
+        self, data_root: Path | None, watch: Callable[[Progress], None] | None, save_every: float
+    ) -> Result:
+        data = load_for(self.spec.model, self.spec.data, data_root)
+        outcome = make(self.spec, data)
+        checkpoints = Checkpoints(self.folder / CHECKPOINTS)
+        saved = self._opened(checkpoints)
+        first = self.ranks.first
+        try:
+            trained = train(
+                outcome.network, data, self.spec.training, seed=self.spec.seed, device=self.device,
+                ranks=self.ranks, saved=saved, save=checkpoints.write if first else None,
+                save_every=save_every, on_epoch=self._tell if first else None,
+                watch=watch if first else None,
+            )  # fmt: skip
+        except Diverged as error:
+            _log.warning("%s: %s", self.spec.name, error)
+            return self._closed(outcome, error.epochs, reason=str(error))
+        if first:
+            replace(outcome, network=trained.network).save(self.folder / NETWORK, force=True)
+        result = self._closed(outcome, trained.epochs)
+        if first:
+            checkpoints.discard()
+        return result
+
+    def _opened(self, checkpoints: Checkpoints) -> Checkpoint | None:
+        """Where to go on, the directory in the state in which it was then."""
+        saved, notes = checkpoints.newest()
+        for note in notes:
+            _log.warning("%s; going on from %s", note, "the one before" if saved else "the start")
+        here = environment(self.device, self.ranks.count)
+        if not self.ranks.first:
+            return saved
+        before = self._environments() if saved else []
+        if before and here not in before:
+            _log.warning("%s: goes on in another environment than it began in", self.folder)
+        put_file(self.folder / CONFIG, f"{self.spec.model_dump_json(indent=2)}\n".encode())
+        put_file(self.folder / ENVIRONMENT, _text([*(e for e in before if e != here), here]))
+        epochs = saved.facts["epochs"] if saved else []
+        put_file(self.folder / EVENTS, b"".join(map(_line, epochs)))
+        return saved
+
+    def _environments(self) -> list[dict[str, Any]]:
+        return json.loads(_bytes(self.folder / ENVIRONMENT))
+
+    def _tell(self, epoch: Epoch) -> None:
+        """One more line of events, which stays."""
+        path = self.folder / EVENTS
+        try:
+            with path.open("ab") as file:
+                file.write(_line(asdict(epoch)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CannotOperate(
+                f"{path}: cannot be written: {error.strerror}; make room and start the same run "
+                "again: it goes on from its last checkpoint"
+            ) from error
+
+    def _closed(
+        self, outcome: Outcome, epochs: Sequence[Epoch], reason: str | None = None
+    ) -> Result:
+        """Write the result, last of all, and the sums of all files before it."""
+        last = epochs[-1] if epochs and reason is None else None
+        counts = outcome.counts
+        result = Result(
+            name=self.spec.name,
+            status="done" if reason is None else "diverged",
+            final_accuracy=last and last.accuracy,
+            best_accuracy=max((epoch.accuracy for epoch in epochs), default=None),
+            final_loss=last and last.loss,
+            nnz=counts.kept,
+            skip_nnz=counts.skip,
+            size=counts.reference,
+            multiply_adds=counts.multiply_adds,
+            epochs=len(epochs),
+            seconds=epochs[-1].seconds if epochs else 0.0,
+            environments=len(self._environments()) if self.ranks.first else 1,
+            reason=reason,
+        )
+        if self.ranks.first:
+            text = _text(asdict(result))
+            names = [CONFIG, ENVIRONMENT, EVENTS, *self._network_files()]
+            sums = {name: _sha256(_bytes(self.folder / name)) for name in names}
+            sums[RESULT] = _sha256(text)
+            lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+            put_file(self.folder / MANIFEST, "".join(lines).encode())
+            put_file(self.folder / RESULT, text)
+        return result
+
+    def _network_files(self) -> list[str]:
+        network = self.folder / NETWORK
+        if not network.is_dir():
+            return []
+        return sorted(f"{NETWORK}/{path.name}" for path in network.iterdir())
+
+
+def _text(data: Any) -> bytes:
+    return f"{json.dumps(data, indent=2)}\n".encode()
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(data)}\n".encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedFile(f"{path}: cannot be read: {error.strerror}") from error
