@@ -5,14 +5,19 @@ process imports what it runs by name.
 """
 
 import json
+import multiprocessing
 import os
 import signal
+import stat
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from samples import Net
+from samples import Model, Net
 from torch import Tensor, distributed, nn
 
 from n2nfx import atomic
@@ -38,34 +43,31 @@ def net() -> nn.Module:
     return Dropped()
 
 
-class Exploding(nn.Module):
-    """Trains until a weight has grown, and then gives infinities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) * 1e30
-
-
 def exploding() -> nn.Module:
-    return Exploding()
-
-
-class Hungry(nn.Module):
-    """Needs more memory than there is, for as many images as are trained on at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) + x.new_ones(2 ** (x.shape[0] + 20))[:5]
+    """Gives infinities where float32 ends."""
+    return Model(lambda m, x: m.net(x) * 1e30 * 1e8, net=Net())
 
 
 def hungry() -> nn.Module:
-    return Hungry()
+    """Needs ten times the memory for every image more in a batch."""
+    return Model(lambda m, x: m.net(x) + x.new_ones(10 ** x.shape[0])[:5], net=Net())
+
+
+def steep() -> nn.Module:
+    """Gives finite numbers, and gradients that are none."""
+    return Model(lambda m, x: m.net(x) + (m.net(x) * 0).sqrt(), net=Net())
+
+
+def narrow() -> nn.Module:
+    """Takes any batch but one of 16."""
+    return Model(lambda m, x: m.net(x) + x.new_ones(x.shape[0] % 16 or 3, 5), net=Net())
+
+
+def plain() -> nn.Module:
+    """Without norms and dropout."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(6, 5)
+    )
 
 
 def images() -> Any:
@@ -99,3 +101,55 @@ def results(folder: Path) -> list[dict[str, Any]]:
     lines = [(folder / runs.RESULT).read_text(), *(folder / runs.EVENTS).read_text().splitlines()]
     timed = ("seconds", "images_per_second")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+# What is done in processes of their own
+
+
+def process(job: Callable[..., None], *given: Any) -> Any:
+    """A process that does the job, started."""
+    # What a fork server has imported, no process imports again; it does not know of our path.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["run_samples"])
+    started = context.Process(target=job, args=given)
+    started.start()
+    return started
+
+
+def train(folder: Path, how: dict[str, Any]) -> None:
+    """A run that writes a checkpoint after every step."""
+    torch.set_num_threads(1)
+    runs.run(spec(**how), folder, save_every=0)
+
+
+def train_and_die(folder: Path, at: int, torn: bool) -> None:
+    """The same, killed at one of the moments where a file or a name is being made durable.
+
+    With `torn`, only half of what was written last has reached the disk by then.
+    """
+    left = at
+
+    def dying(call: Callable[..., Any], *given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if torn and call is fsync and stat.S_ISREG(os.fstat(given[0]).st_mode):
+                os.truncate(given[0], os.fstat(given[0]).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*given)
+
+    fsync = os.fsync
+    for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink")):
+        setattr(module, name, partial(dying, getattr(module, name)))
+    atomic._exchange_at_once = partial(dying, atomic._exchange_at_once)
+    train(folder, {})
+
+
+def train_rank(rank: int, ranks: int, folder: Path, store: Path, how: dict[str, Any]) -> None:
+    """One of several processes that train one network."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
+    )
+    train(folder, how)
+    distributed.destroy_process_group()

@@ -108,7 +108,8 @@ def train(
 ) -> Trained:
     """Train a network whose masks are at work; the network that is handed in stays as it is.
 
-    It goes on from `saved`; `save` is given a checkpoint whenever `save_every` seconds have passed.
+    It goes on from `saved`; `save` is given a checkpoint whenever `save_every` seconds have passed,
+    to be written at once: its tensors are those that are trained.
     Raises `Diverged`, and `CannotOperate` where the memory is too small.
     """
     device = torch.device(device)
@@ -390,10 +391,16 @@ def _optimizer(
     if training.optimizer == "adamw":
         betas = (training.momentum, 0.999)
         return torch.optim.AdamW(parameters, training.lr, betas, weight_decay=decay, fused=fused)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         parameters, training.lr, training.momentum,
         weight_decay=decay, nesterov=training.nesterov, fused=fused,
     )  # fmt: skip
+    if training.momentum:
+        # torch's fused SGD makes them in its first step, of whatever is in the memory, and leaves
+        # them so where fp16 skips that step.
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _rewiring(
