@@ -25,6 +25,7 @@ DENSITY = "DENSITY"
 """What stands for the density in the passes of a method."""
 
 _WORD = re.compile(rf"\b{DENSITY}\b")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r"'([^']*)'")
 
 Value = TypeVar("Value")
@@ -196,6 +197,25 @@ def parse(data: Mapping[str, Any], source: str) -> Recipe:
         lines += _misfits(data.get("matrix"), data.get("methods"))  # seen though others are wrong
         told = "\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))
         raise UsageError(told) from error
+
+
+def as_toml(recipe: Recipe) -> str:
+    """The recipe as a file that is read as the same again: every key that it says."""
+    said = recipe.model_dump(mode="json", exclude_unset=True)
+    tables = {key: value for key, value in said.items() if isinstance(value, dict)}
+    lines = [_line(key, value) for key, value in said.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(_line(key, value) for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: Any) -> str:
+    return f"{key if _BARE.fullmatch(key) else _text(key)} = {_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """JSON for scalars and lists is TOML too, but for one sign that TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _as_tuples(value: Any) -> Any:

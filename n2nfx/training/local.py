@@ -16,6 +16,9 @@ from typing import Any
 from n2nfx.training import lease
 from n2nfx.training.sweep import Ended, Job, Runner, Teller, default_runner, work
 
+MOST_SLOTS = 4
+"""Processes on a CPU unless more are asked for: each holds a network and its data in memory."""
+
 _KILLS = 3  # after so many the run itself is taken to be what kills its process
 
 
@@ -31,11 +34,15 @@ class Local:
     slots: int = 1
     run: Runner | None = None
 
+    @property
+    def threads(self) -> int:
+        """Threads of each process, so that all together are not more than the cores."""
+        return max(1, cores() // (self.slots * len(self.devices)))
+
     def __call__(self, jobs: Sequence[Job], teller: Teller) -> None:
         waiting, kills = deque(jobs), Counter[str]()
         devices = [device for _ in range(self.slots) for device in self.devices][: len(jobs)]
-        threads = max(1, _cores() // max(1, len(devices)))
-        workers = [_Worker(device, threads, self.run) for device in devices]
+        workers = [_Worker(device, self.threads, self.run) for device in devices]
         try:
             while busy := self._busy(workers, waiting, teller):
                 for connection in wait([worker.connection for worker in busy]):
@@ -88,7 +95,13 @@ def _how(code: int | None) -> str:
     return f"at last by {name}" + ("; is memory short?" if name == "SIGKILL" else "")
 
 
-def _cores() -> int:
+def default_slots(devices: Sequence[str]) -> int:
+    """One for a GPU; on the CPU one for each core, at most 4, since cores share one run badly."""
+    return min(cores(), MOST_SLOTS) if tuple(devices) == ("cpu",) else 1
+
+
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

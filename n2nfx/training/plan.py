@@ -44,6 +44,7 @@ class Plan:
     speeds: Mapping[Key, Speed]
     absent: Mapping[str, str]
     free: int
+    at_once: int = 1
 
     @property
     def left(self) -> list[Run]:
@@ -57,17 +58,26 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Hours that they take, one after the other, on one device; None where it is not known."""
-        speeds = [self.speeds.get(_key(run)) for run in self.left]
-        return None if None in speeds else sum(one.seconds for one in speeds if one) / 3600
-
-    def bytes(self, at_once: int = 1) -> int | None:
-        """Bytes that they take on disk, with so many at once; None where it is not known."""
-        speeds = [speed for run in self.left if (speed := self.speeds.get(_key(run)))]
-        if len(speeds) < len(self.left):
+        """Hours that they take, so many at once; None where it is not known."""
+        speeds = self._speeds()
+        if speeds is None:
             return None
-        working = sorted((one.working for one in speeds), reverse=True)[:at_once]
+        at_once = max(1, min(self.at_once, len(speeds)))
+        return sum(one.seconds for one in speeds) / at_once / 3600
+
+    @property
+    def bytes(self) -> int | None:
+        """Bytes that they take on disk; None where it is not known."""
+        speeds = self._speeds()
+        if speeds is None:
+            return None
+        working = sorted((one.working for one in speeds), reverse=True)[: self.at_once]
         return sum(one.kept for one in speeds) + sum(working)
+
+    def _speeds(self) -> list[Speed] | None:
+        """Those of all runs that are left, if they are known."""
+        found = [speed for run in self.left if (speed := self.speeds.get(_key(run)))]
+        return found if len(found) == len(self.left) else None
 
 
 def plan(
@@ -77,10 +87,12 @@ def plan(
     probing: bool = True,
     device: str = "cpu",
     data_root: Path | None = None,
+    at_once: int = 1,
 ) -> Plan:
     """What is left of a recipe; one run of each model and data set is probed for its speed.
 
-    That is the one whose method has most passes. Nothing is left on disk.
+    That is the one whose method has most passes; it is probed alone, with the threads that torch
+    has in this process. Nothing is left on disk.
     """
     runs = tuple((run, standing(out / run.spec.name)) for run in recipe.runs)
     absent = {name: why for name in recipe.matrix.data if (why := _absence(name, data_root))}
@@ -89,7 +101,7 @@ def plan(
         left = [run for run, stands in runs if not stands.is_over]
         for run in _probed(one for one in left if one.cell.data not in absent):
             speeds[_key(run)] = probe(run.spec, device=device, data_root=data_root)
-    return Plan(recipe, runs, speeds, absent, _free(out))
+    return Plan(recipe, runs, speeds, absent, _free(out), at_once)
 
 
 def probe(spec: RunSpec, *, device: str = "cpu", data_root: Path | None = None) -> Speed:
