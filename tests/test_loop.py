@@ -114,9 +114,7 @@ def test_a_repeat_ends_with_the_same_bits(how: dict[str, Any]) -> None:
 
 @every_way
 @pytest.mark.parametrize("at", [1, 9, 16])
-def test_it_goes_on_with_the_same_bits_from_any_step(
-    how: dict[str, Any], at: int
-) -> None:
+def test_it_goes_on_with_the_same_bits_from_any_step(how: dict[str, Any], at: int) -> None:
     kept: list[Checkpoint] = []
     whole = trained(spec(**how), save=lambda now: kept.append(deepcopy(now)), save_every=0)
     at = min(at, kept[-1].step)

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -402,10 +401,10 @@ def _watch(found: "Recipe", out: Path, format: str) -> None:
     """Print the report again whenever a number changes, until nothing is left to wait for."""
     from n2nfx.training.report import rows
 
-    before = [asdict(row) for row in rows(found, out)]
-    while any(run in row["states"] for row in before for run in ("running", "stopped", "missing")):
+    before = rows(found, out)
+    while any(row.is_open for row in before):
         time.sleep(_LOOK_EVERY)
-        now = [asdict(row) for row in rows(found, out)]
+        now = rows(found, out)
         if now != before:
             _print_report(found, out, format)
         before = now

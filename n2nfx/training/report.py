@@ -45,6 +45,11 @@ class Row:
         return self.final.mean - self.paper.mean
 
     @property
+    def is_open(self) -> bool:
+        """Whether more may come without anybody asking for it."""
+        return any(self.states.get(state) for state in ("running", "stopped", "missing"))
+
+    @property
     def unfinished(self) -> str:
         """How many runs have no number, and why: "1 running, 2 missing"."""
         counts = ((state, self.states.get(state, 0)) for state in _UNFINISHED)
