@@ -11,11 +11,13 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from samples import Model, Net
 from torch import Tensor, distributed, nn
@@ -23,6 +25,7 @@ from torch import Tensor, distributed, nn
 from n2nfx import atomic
 from n2nfx.runspec import RunSpec, Training
 from n2nfx.training import runs
+from n2nfx.training.ranks import Ranks, RanksDiffer
 
 TRAIN, TEST = 120, 50
 PASSES = ("random{density=0.3 ends=dense}", "n2nskip{ratio=0.4 hops=2}")
@@ -103,7 +106,13 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
+def same(one: Path, other: Path) -> bool:
+    return weights(one) == weights(other) and results(one) == results(other)
+
+
 # What is done in processes of their own
+
+KILLED = -signal.SIGKILL
 
 
 def process(job: Callable[..., None], *given: Any) -> Any:
@@ -111,10 +120,17 @@ def process(job: Callable[..., None], *given: Any) -> Any:
     # What a fork server has imported, no process imports again; it does not know of our path.
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["run_samples"])
+    context.set_forkserver_preload(["run_samples", "torch._dynamo"])
     started = context.Process(target=job, args=given)
     started.start()
     return started
+
+
+def ended(started: Any) -> int:
+    """A process's exit code, once it has ended."""
+    started.join(60)
+    assert started.exitcode is not None
+    return started.exitcode
 
 
 def train(folder: Path, how: dict[str, Any]) -> None:
@@ -130,14 +146,14 @@ def train_and_die(folder: Path, at: int, torn: bool) -> None:
     """
     left = at
 
-    def dying(call: Callable[..., Any], *given: Any) -> Any:
+    def dying(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         nonlocal left
         left -= 1
         if left == 0:
             if torn and call is fsync and stat.S_ISREG(os.fstat(given[0]).st_mode):
                 os.truncate(given[0], os.fstat(given[0]).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return call(*given)
+        return call(*given, **named)
 
     fsync = os.fsync
     for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink")):
@@ -152,4 +168,14 @@ def train_rank(rank: int, ranks: int, folder: Path, store: Path, how: dict[str, 
         "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
     )
     train(folder, how)
+    distributed.destroy_process_group()
+
+
+def differ(rank: int, store: Path, equal: bool) -> None:
+    """One of two processes that compare masks, which are not equal, or are."""
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mask = torch.tensor([True, equal or rank == 0])
+    told = nullcontext() if equal else pytest.raises(RanksDiffer, match="the masks of rank 1")
+    with told:
+        Ranks(rank, 2).require_same("the masks", [mask])
     distributed.destroy_process_group()

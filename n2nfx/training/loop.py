@@ -145,8 +145,8 @@ def train(
 class Trainer:
     """A network in training: what one step does, and all that a checkpoint must hold.
 
-    `steps` and `epochs` are what was done so far; `sums` are those of the epoch's losses and of its
-    gradients' norms, where one that is not finite leaves its trace.
+    `steps` and `epochs` are what was done so far; `sums` are those of the epoch's losses, over all
+    ranks, and of its gradients' norms, where one that is not finite leaves its trace.
     """
 
     def __init__(
@@ -203,11 +203,13 @@ class Trainer:
             group["lr"] = rate(self.training, self.steps, self.sampler.steps)
         self.module.train()
         micro = list(batches)
+        total = torch.zeros_like(self.sums[0])
         for number, (pixels, labels) in enumerate(micro, 1):
             with self._gradients_apart(number < len(micro)):
                 loss = self._loss(self.synchronized, pixels, labels)
                 self.scaler.scale(loss * (self.ranks.count / images)).backward()
-            self.sums[0] += loss.detach()
+            total += loss.detach()
+        self.sums[0] += self.ranks.summed(total)
         if not self.scaler.is_enabled():  # else a gradient that overflows only lowers the scale
             self.sums[1] += _norm(self.module)
         self.scaler.step(self.optimizer)
@@ -246,12 +248,12 @@ class Trainer:
     # What is looked at
 
     def is_finite(self) -> bool:
-        """Whether every loss and gradient of this rank's epoch was finite."""
+        """Whether every loss and gradient of this epoch was finite."""
         return bool(self.sums.isfinite().all())
 
     def require_finite(self) -> None:
-        """Raise `Diverged` where a loss or gradient of this epoch was not finite, on any rank."""
-        loss, norm = self.ranks.summed(self.sums).tolist()
+        """Raise `Diverged` where a loss or gradient of this epoch was not finite: on all ranks."""
+        loss, norm = self.sums.tolist()
         what = "" if isfinite(norm) else "a gradient"
         what = what if isfinite(loss) else "the loss"
         if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
@@ -281,7 +283,7 @@ class Trainer:
     def measured(self, clock: "_Clock") -> Epoch:
         """The end of an epoch: its losses, and the accuracy on the test images."""
         images = self.sampler.images
-        loss = float(self.ranks.summed(self.sums)[0]) / images
+        loss = float(self.sums[0]) / images
         self.sums.zero_()
         right, test_loss = self._tested()
         return Epoch(

@@ -79,7 +79,7 @@ class Ranks:
             module,
             device_ids=[device] if device.type == "cuda" else None,
             # Or else buckets change after the first step of each process, and with them the order
-            # of sums: a resumed run would differ in its last bits.
+            # of sums: of three ranks on, a resumed run would differ in its last bits.
             find_unused_parameters=True,
         )
 

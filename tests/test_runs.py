@@ -1,0 +1,155 @@
+"""A run's directory says the truth about it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from run_samples import results, spec
+
+import n2nfx
+from n2nfx import DamagedFile, UsageError
+from n2nfx.lock import held
+from n2nfx.training import progress, runs
+from n2nfx.training.loop import Epoch, Progress
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    runs.run(spec(), folder)
+    return folder
+
+
+# The directory
+
+
+def test_a_run_leaves_what_it_was_where_it_was_and_what_came_out(whole: Path) -> None:
+    assert {path.name for path in whole.iterdir()} == {
+        "config.json", "environment.json", "events.jsonl", "network", "result.json",
+        "MANIFEST.sha256",
+    }  # fmt: skip
+    result = json.loads((whole / "result.json").read_text())
+    events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
+    assert [event["epoch"] for event in events] == [1, 2, 3]
+    assert result["final_accuracy"] == events[-1]["accuracy"]
+    assert result["best_accuracy"] == max(event["accuracy"] for event in events)
+    assert result["final_loss"] == events[-1]["loss"]
+    assert (result["status"], result["epochs"], result["name"]) == ("done", 3, spec().name)
+    assert 0 < events[0]["seconds"] < events[-1]["seconds"] == result["seconds"]
+    assert all(event["images_per_second"] > 0 for event in events)
+    assert json.loads((whole / "config.json").read_text()) == spec().model_dump(mode="json")
+    (environment,) = json.loads((whole / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_the_network_that_is_left_is_the_one_that_was_measured(whole: Path) -> None:
+    from run_samples import net
+
+    from n2nfx.training.data import load_for
+
+    network = n2nfx.load(whole / "network", net())
+    result = json.loads((whole / "result.json").read_text())
+    assert network.nnz == result["nnz"] == round(0.3 * result["size"])
+    images, labels = next(load_for(spec().model, spec().data).testing(1000))
+    right = network.module.eval()(images).argmax(1) == labels
+    assert 100 * right.double().mean().item() == result["final_accuracy"]
+
+
+def test_a_run_that_is_done_is_returned_and_nothing_is_touched(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    monkeypatch.setattr(runs, "train", None)
+    assert runs.run(spec(), whole).final_loss == results(whole)[0]["final_loss"]
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_run_of_another_spec_is_refused_and_the_difference_named(whole: Path) -> None:
+    with pytest.raises(UsageError, match=r"with training.lr=0.05, not 0.1; name another"):
+        runs.run(spec(lr=0.1), whole)
+    with pytest.raises(UsageError, match="with seed=0, not 1"):
+        runs.run(spec(seed=1), whole)
+
+
+def test_a_changed_result_or_configuration_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.run(spec(epochs=1), folder)
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"nnz": 6', '"nnz": 7'))
+    with pytest.raises(DamagedFile, match=r"result.json: does not have the SHA-256"):
+        runs.run(spec(epochs=1), folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(DamagedFile, match="is not the configuration of a run"):
+        runs.run(spec(epochs=1), folder)
+
+
+def test_all_files_have_the_sums_of_the_manifest(whole: Path) -> None:
+    lines = (whole / "MANIFEST.sha256").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
+    assert set(sums) == files - {"MANIFEST.sha256"}
+    assert all(runs._sha256((whole / name).read_bytes()) == sums[name] for name in sums)
+
+
+def test_two_processes_never_train_in_one_directory(tmp_path: Path) -> None:
+    with (
+        held(tmp_path / ".training.lock"),
+        pytest.raises(UsageError, match=r"another process trains there \(process \d+"),
+    ):
+        runs.run(spec(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_run_that_diverges_says_so_and_is_done(tmp_path: Path) -> None:
+    asked = spec("exploding", passes=("random{density=0.3}",))
+    result = runs.run(asked, tmp_path)
+    assert (result.status, result.final_accuracy, result.final_loss) == ("diverged", None, None)
+    assert result.reason is not None
+    assert "the loss was not finite" in result.reason
+    assert runs.run(asked, tmp_path) == result
+    assert not (tmp_path / "network").exists()
+
+
+def test_a_network_without_passes_is_the_dense_one(tmp_path: Path) -> None:
+    result = runs.run(spec(passes=(), epochs=1), tmp_path)
+    assert result.nnz == result.size > 0
+
+
+# Progress
+
+AT = Progress(
+    epoch=2, epochs=3, step=20, steps=30, images_per_second=1234.5, seconds_left=61.2,
+    last=Epoch(2, 0.5, 91.25, 0.4, 0.1, 1234.5, 7.0),
+)  # fmt: skip
+
+
+def test_without_a_terminal_progress_is_one_plain_line_an_epoch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress.shown("a-run") as watch:
+        watch(AT)
+        watch(AT)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "a-run: epoch 2/3, loss 0.500, accuracy 91.25%, 1,234 images/s, 0:01:01 left\n"
+    )
+
+
+def test_on_a_terminal_it_is_a_bar() -> None:
+    console = Console(force_terminal=True, width=120, record=True)
+    with progress.shown("a-run", console) as watch:
+        watch(AT)
+    assert "a-run" in console.export_text()
+
+
+def test_it_is_told_while_a_run_trains(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    runs.run(spec(epochs=2), tmp_path, watch=told.append)
+    assert [at.step for at in told] == sorted(at.step for at in told)
+    assert told[-1].epoch == told[-1].epochs == 2
+    assert told[-1].step == told[-1].steps
+    assert told[-1].last is not None
