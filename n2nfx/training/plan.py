@@ -17,6 +17,8 @@ from n2nfx.training.status import Standing, standing
 STEPS = 20
 """Steps of a probe."""
 
+_STILL = 1e-12  # a learning rate under which nothing diverges
+
 Key = tuple[str, str]  # of a model and a data set
 
 
@@ -111,9 +113,8 @@ def probe(spec: RunSpec, *, device: str = "cpu", data_root: Path | None = None) 
     training = spec.training
     images = _images(spec, data_root)
     few = min(images, STEPS * training.batch_size * training.accumulate)
-    short = spec.model_copy(
-        update={"training": training.model_copy(update={"epochs": 1, "images": few, "warmup": 0})}
-    )
+    few_steps = {"epochs": 1, "images": few, "warmup": 0, "lr": _STILL}
+    short = spec.model_copy(update={"training": training.model_copy(update=few_steps)})
     with tempfile.TemporaryDirectory(prefix="n2nfx-probe-") as folder:
         start = time.monotonic()
         result = run(short, Path(folder) / "run", device=device, data_root=data_root)
@@ -121,7 +122,7 @@ def probe(spec: RunSpec, *, device: str = "cpu", data_root: Path | None = None) 
         text = (Path(folder) / "run" / EVENTS).read_text()
         kept = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     if not text:
-        raise CannotOperate(f"{spec.name}: diverges in its first {STEPS} steps: {result.reason}")
+        raise CannotOperate(f"{spec.name}: gives no finite loss to begin with: {result.reason}")
     per_second = json.loads(text.splitlines()[0])["images_per_second"]
     testing = result.seconds - few / per_second
     epoch = images / per_second + testing
