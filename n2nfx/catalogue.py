@@ -16,6 +16,7 @@ from typing import Literal
 from n2nfx.errors import CannotOperate, UsageError, did_you_mean
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+_SAMPLE = Path(__file__).parent / "training" / "sample"  # comes with the package
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,38 @@ _FASHION_MNIST = Entry(
     elsewhere=(DEBIAN,),
 )  # fmt: skip
 
+_FASHION_MNIST_SAMPLE = Entry(
+    name="fashion-mnist-sample",
+    format="idx",
+    shape=(1, 28, 28),
+    images=(512, 256),
+    class_count=10,
+    folder="fashion-mnist-sample",
+    remedy="it comes with n2nfx: install that again",
+    classes=_FASHION_MNIST.classes,
+    train=(
+        File(
+            "train-images-idx3-ubyte", 401_424,
+            "deb9198f706b0f2ae2e54000eed634453fb922aab9d99acae2d649ff92165d3e",
+        ),
+        File(
+            "train-labels-idx1-ubyte", 520,
+            "d197307668a52d8897d577ef0befc4313eb4609c88e3ff5119ccfc2ffbabe212",
+        ),
+    ),
+    test=(
+        File(
+            "t10k-images-idx3-ubyte", 200_720,
+            "d26e6d4358029015fcf965ead9b5b8d3d14c9f95e7bcb339b0671d303127251c",
+        ),
+        File(
+            "t10k-labels-idx1-ubyte", 264,
+            "9a0b493be362cbe84229b5021aa6fcc6c4337787151612e718d2892825267910",
+        ),
+    ),
+    elsewhere=(_SAMPLE,),
+)  # fmt: skip
+
 _IMAGENET = Entry(
     name="imagenet",
     format="folder",
@@ -324,5 +357,8 @@ _IMAGENET = Entry(
 )
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(
-    {one.name: one for one in (_CIFAR10, _CIFAR100, _FASHION_MNIST, _IMAGENET)}
+    {
+        one.name: one
+        for one in (_CIFAR10, _CIFAR100, _FASHION_MNIST, _FASHION_MNIST_SAMPLE, _IMAGENET)
+    }
 )

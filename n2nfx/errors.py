@@ -28,6 +28,12 @@ class DamagedFile(N2nfxError):
     exit_code = 4
 
 
+class RunFailed(N2nfxError):
+    """Runs of a recipe that failed; the others were run all the same."""
+
+    exit_code = 5
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known words as the end of a sentence, or nothing where none is near."""
     near = get_close_matches(word, list(known), n=3, cutoff=0.6)

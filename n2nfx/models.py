@@ -108,6 +108,15 @@ def build(
     )
 
 
+def require_known(name: str) -> None:
+    """Raise `UsageError` where nobody has a model of that name; nothing is built."""
+    with _quietly():
+        if not ownfile.is_file(name):
+            _resolve(name)
+            return
+    ownfile.require(ownfile.canonical(name))
+
+
 def names(pattern: str = "") -> list[str]:
     """The canonical names of every installed zoo's models, sorted; this imports the zoos.
 

@@ -28,6 +28,15 @@ def canonical(name: str, example: str = "build") -> str:
     return f"{Path(path).as_posix()}:{function}"
 
 
+def require(canonical_name: str) -> Path:
+    """The file, not opened; raises UsageError where it is not there."""
+    path = Path(canonical_name.rpartition(":")[0])
+    if not path.is_file():
+        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise UsageError(f"there is no file {canonical_name.rpartition(':')[0]}{near}")
+    return path
+
+
 def load(canonical_name: str) -> Callable[..., object]:
     """The function; its file can import its neighbours while it is loaded, and while it is called.
 
@@ -35,10 +44,7 @@ def load(canonical_name: str) -> Callable[..., object]:
     file raises, here and when the function is called.
     """
     path_text, _, name = canonical_name.rpartition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise UsageError(f"there is no file {path_text}{near}")
+    path = require(canonical_name)
     with _importable(path.parent):
         function = _function(path_text, _loaded(path), name)
 

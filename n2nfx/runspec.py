@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -11,11 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 _DIGITS = 8
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Part(BaseModel):
+    """What a run is said with: no unknown keys, no infinities, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Training(_Part):
+def canonical(part: Part, without: Iterable[str] = ()) -> str:
+    """What is said, as JSON: its keys sorted, and nothing that is at its default."""
+    said = part.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
+    return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
+
+def name_of(words: Iterable[str], text: str) -> str:
+    """A slug for people of the words, and eight hex digits of the hash of the canonical text."""
+    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"
+
+
+class Training(Part):
     """How a network is trained; the defaults are the paper's (section 4).
 
     `schedule` lowers the learning rate by `step_factor` every `step_every` epochs (`step`), along
@@ -53,7 +68,7 @@ class Training(_Part):
         return self
 
 
-class RunSpec(_Part):
+class RunSpec(Part):
     """One run. `passes` are the texts of the passes that make the network of the reference.
 
     `model` is a name as `n2nfx transform` takes it, `data` one as `n2nfx data ls` lists it. The
@@ -70,18 +85,17 @@ class RunSpec(_Part):
     @cached_property
     def canonical(self) -> str:
         """The run as JSON without what is at its default: what the name's digits stand for."""
-        said = self.model_dump(mode="json", exclude_defaults=True)
-        return json.dumps(said, sort_keys=True, separators=(",", ":"))
+        return canonical(self)
 
     @cached_property
     def name(self) -> str:
         """A slug for people and eight hex digits of the hash of the canonical form."""
         passes = [text.partition("{")[0] for text in self.passes] or ["dense"]
+        densities = [f"d{text}" for text in re.findall(r"\bdensity=([\w.]+)", str(self.passes))]
         words = [
             *(one.rpartition(":")[2] for one in (self.model, self.data)),
             *passes,
+            *densities,
             f"s{self.seed}",
         ]
-        slug = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
-        digits = hashlib.sha256(self.canonical.encode()).hexdigest()[:_DIGITS]
-        return f"{slug}-{digits}"
+        return name_of(words, self.canonical)

@@ -3,13 +3,19 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
+
 # The widths of VGG19's sixteen convolutions; each group is followed by one 2x2 max-pool.
 _VGG19_GROUPS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+_STEM = 64  # channels of ResNet50's first convolution, and of its first stage's bottlenecks
 _MLP_WIDTHS = (3072, 512, 256, 128, 64)
 
 
@@ -44,18 +50,48 @@ def vgg19_cifar(num_classes: int = 10, in_channels: int = 3, width: float = 1.0)
     return network
 
 
-def resnet50_cifar(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+def resnet50_cifar(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """torchvision's ResNet50 in its CIFAR form: a 3x3 stem with stride 1, and no max-pool.
 
-    Takes (batch, in_channels, 32, 32), gives (batch, num_classes).
+    Takes (batch, in_channels, 32, 32), gives (batch, num_classes). `width` scales all channels
+    inside.
     """
     from torchvision.models import resnet50
 
-    network = resnet50(weights=None, num_classes=num_classes)
-    network.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
+    stem = round(width * _STEM)
+    if width == 1:
+        network = resnet50(weights=None, num_classes=num_classes)
+    else:
+        network = _narrow_resnet50(width, stem, num_classes)
+    network.conv1 = nn.Conv2d(in_channels, stem, kernel_size=3, padding=1, bias=False)
     _init_conv(network.conv1)
     network.maxpool = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     return network
+
+
+def _narrow_resnet50(width: float, stem: int, num_classes: int) -> "ResNet":
+    """torchvision's ResNet50 with all widths scaled, but for its first convolution.
+
+    Its own `width_per_group` scales only the middle of each bottleneck.
+    """
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    class Narrow(ResNet):
+        def _make_layer(
+            self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False
+        ) -> nn.Sequential:
+            if planes == _STEM:  # the first stage, which reads the stem
+                self.inplanes = stem
+            return super()._make_layer(block, round(width * planes), blocks, stride, dilate)
+
+    network = Narrow(Bottleneck, [3, 4, 6, 3])
+    network.bn1 = nn.BatchNorm2d(stem)
+    network.fc = nn.Linear(network.inplanes, num_classes)
+    return network
+
+
+vgg19_cifar_quarter = partial(vgg19_cifar, width=0.25)
+resnet50_cifar_quarter = partial(resnet50_cifar, width=0.25)
 
 
 def mlp() -> nn.Module:
@@ -93,6 +129,8 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
     {
         "mlp": Entry(mlp, (3072,)),
         "resnet50_cifar": Entry(resnet50_cifar, (3, 32, 32)),
+        "resnet50_cifar_quarter": Entry(resnet50_cifar_quarter, (3, 32, 32)),
         "vgg19_cifar": Entry(vgg19_cifar, (3, 32, 32)),
+        "vgg19_cifar_quarter": Entry(vgg19_cifar_quarter, (3, 32, 32)),
     }
 )

@@ -44,9 +44,12 @@ def test_ls_says_what_is_here_and_what_brings_the_rest(
     listed = json.loads(run("data", "ls", "--json").stdout)
     assert listed["schema"] == "n2nfx.data-ls/1"
     states = {row["name"]: row["state"] for row in listed["data"]}
-    assert states == {name: "missing" for name in catalogue.ENTRIES} | {"cifar10": "whole"}
+    here = {"cifar10": "whole", "fashion-mnist-sample": "whole"}
+    assert states == {name: "missing" for name in catalogue.ENTRIES} | here
     elsewhere = json.loads(run("data", "ls", "--json", "--root", str(tmp_path / "x")).stdout)
-    assert {row["state"] for row in elsewhere["data"]} == {"missing"}
+    assert [row["name"] for row in elsewhere["data"] if row["state"] == "whole"] == [
+        "fashion-mnist-sample"
+    ]
 
 
 def test_fetch_brings_it_and_verify_finds_it_right(

@@ -350,18 +350,26 @@ def test_a_constructor_that_fails_is_reported_in_one_line(
 # --- the list of names -------------------------------------------------------------------------
 
 
+OURS = [
+    f"n2nfx:{name}"
+    for name in (
+        "mlp", "resnet50_cifar", "resnet50_cifar_quarter", "vgg19_cifar", "vgg19_cifar_quarter"
+    )
+]  # fmt: skip
+
+
 def test_the_names_are_those_of_every_zoo_sorted() -> None:
     expected = [f"torchvision:{name}" for name in torchvision_models.list_models()]
     expected += [f"timm:{name}" for name in timm.list_models()]
-    expected += ["n2nfx:mlp", "n2nfx:resnet50_cifar", "n2nfx:vgg19_cifar"]
+    expected += OURS
     assert models.names() == sorted(expected)
 
 
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [
-        ("vgg19_c", ["n2nfx:vgg19_cifar"]),
-        ("n2nfx:", ["n2nfx:mlp", "n2nfx:resnet50_cifar", "n2nfx:vgg19_cifar"]),
+        ("vgg19_c", OURS[-2:]),
+        ("n2nfx:", OURS),
         ("resnet1?", ["timm:resnet18", "torchvision:resnet18"]),
         ("*:resnet18", ["timm:resnet18", "torchvision:resnet18"]),
         ("SQUEEZE", []),

@@ -58,6 +58,22 @@ def test_resnet50_has_twenty_three_million_prunable_weights(classes: int, weight
     assert prunable_count(zoo.resnet50_cifar(classes)) == weights
 
 
+@pytest.mark.parametrize("name", ["vgg19_cifar", "resnet50_cifar"])
+def test_at_quarter_width_every_channel_stands_for_four(name: str) -> None:
+    full, quarter = (
+        dict(zoo.NETWORKS[n].builder().named_parameters()) for n in (name, f"{name}_quarter")
+    )
+    assert full.keys() == quarter.keys()
+    ends = [key for key in full if key.startswith(("fc.", "classifier."))]
+    for key in full.keys() - ends:
+        assert full[key].shape[0] == 4 * quarter[key].shape[0], key
+    assert [quarter[key].shape[0] for key in ends] == [10, 10]
+    assert output_of(zoo.NETWORKS[f"{name}_quarter"].builder(100, 1), 2, 1, 32, 32).shape == (
+        2,
+        100,
+    )
+
+
 def test_resnet50_first_shrinks_the_picture_in_its_second_stage() -> None:
     network = zoo.resnet50_cifar()
     sizes: list[int] = []

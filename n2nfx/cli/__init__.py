@@ -1,7 +1,8 @@
 """The command line: data on stdout, narration on stderr, and an exit code that says what happened.
 
 0 done, 1 a bug, 2 usage, 3 a model or job that cannot be operated on, 4 a damaged input file,
-130 interrupted. A command's own file is imported only when it runs, so that help needs no torch.
+5 a run that failed, 130 interrupted. A command's own file is imported only when it runs, so that
+help needs no torch.
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ _COMMANDS = {
     "inspect": "Show a model's layers, and where skips could go.",
     "analyze": "Show a network's channel graph and its heat; compare it with a reference.",
     "verify": "Check that an artifact is whole and says the truth of itself.",
+    "recipe": "Run whole tables of networks by recipe, and report them beside the paper's numbers.",
     "data": "List, fetch and check data sets.",
     "models": "List the models that can be named.",
     "passes": "List the passes and their arguments.",

@@ -65,4 +65,11 @@ data_root = partial(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of data sets; by default N2NFX_DATA, or ~/.cache/n2nfx.",
 )
+out_of_runs = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
+    show_default=True,
+    help="Folder of runs; recipes share those that they have in common.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")

@@ -19,7 +19,7 @@ class Place(NamedTuple):
 @cache
 def table3() -> Mapping[Place, float]:
     """F by place, as Table 3 prints it."""
-    text = files("n2nfx.paper").joinpath("tables.toml").read_text(encoding="utf-8")
+    text = files("n2nfx.paper").joinpath("table3.toml").read_text(encoding="utf-8")
     rows = tomllib.loads(text)["table3"]
     return MappingProxyType(
         {Place(row["model"], row["method"], row["density"]): row["frobenius"] for row in rows}

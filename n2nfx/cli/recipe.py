@@ -1,0 +1,410 @@
+"""`n2nfx recipe`: whole tables of networks, from a file to the numbers beside the paper's."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from n2nfx.cli import options
+from n2nfx.cli.text import printable
+
+if TYPE_CHECKING:
+    from n2nfx.recipe import Recipe
+    from n2nfx.training.local import Local
+    from n2nfx.training.sweep import Executor
+
+SCHEMA_LS = "n2nfx.recipe-ls/1"
+SCHEMA_SHOW = "n2nfx.recipe/1"
+SCHEMA_VALIDATE = "n2nfx.recipe-validate/1"
+SCHEMA_PLAN = "n2nfx.recipe-plan/1"
+SCHEMA_STATUS = "n2nfx.recipe-status/1"
+
+_LOOK_EVERY = 5.0  # seconds
+
+
+def of_recipe(command: Any) -> Any:
+    """The arguments that name a recipe, and what stands for what its file says."""
+    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    return click.argument("recipe")(overrides(command))
+
+
+def on_devices(command: Any) -> Any:
+    """The options that say where runs are run on this machine."""
+    devices = click.option(
+        "--device", "devices", multiple=True,
+        help="cpu, cuda:0; may be repeated. By default all GPUs, or else the CPU.",
+    )  # fmt: skip
+    slots = click.option(
+        "--slots", type=click.IntRange(min=1),
+        help="Runs at once on each device; by default 1 on a GPU, up to 4 on the CPU.",
+    )  # fmt: skip
+    return devices(slots(command))
+
+
+@click.group()
+def recipe() -> None:
+    """Run recipes: files that span runs over models, data, methods, densities and seeds.
+
+    RECIPE is one of the package's, or a file.toml of yours. KEY=VALUE stands for what the file
+    says: training.epochs=30, matrix.seeds=0,1.
+    """
+
+
+@recipe.command("ls")
+@options.as_json
+def ls(as_json: bool) -> None:
+    """List the recipes of the package."""
+    from n2nfx.recipe import read, shipped
+
+    found = [read(name) for name in shipped()]
+    if as_json:
+        rows = [
+            {"name": one.name, "title": one.title, "cells": len(one.cells), "runs": len(one.runs),
+             "epochs": one.training.epochs}
+            for one in found
+        ]  # fmt: skip
+        click.echo(json.dumps({"schema": SCHEMA_LS, "recipes": rows}, indent=2))
+        return
+    from n2nfx.cli.tables import console, table
+
+    made = table("recipe", "what", "cells", "runs", "epochs each")
+    for one in found:
+        counts = (f"{n:,}" for n in (len(one.cells), len(one.runs), one.training.epochs))
+        made.add_row(one.name, one.title, *counts)
+    console().print(made)
+
+
+@recipe.command("show")
+@of_recipe
+@options.as_json
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print a recipe: its file as it is, or as overrides make it."""
+    from n2nfx.recipe import read
+
+    found = read(recipe, overrides)
+    if as_json:
+        said = found.model_dump(mode="json")
+        click.echo(json.dumps({"schema": SCHEMA_SHOW, "id": found.id, **said}, indent=2))
+        return
+    click.echo(_text_of(found, recipe, overrides), nl=False)
+
+
+@recipe.command("cp")
+@click.argument("recipe")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+def cp(recipe: str, file: Path, overrides: tuple[str, ...], force: bool) -> None:
+    """Copy a recipe to FILE, a .toml of yours to change."""
+    from n2nfx.errors import UsageError
+    from n2nfx.recipe import read
+
+    if file.suffix != ".toml":
+        raise UsageError(f"{file}: a recipe's file ends in .toml: {file}.toml")
+    text = _text_of(read(recipe, overrides), recipe, overrides)
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as made:
+            made.write(text)
+    except FileExistsError:
+        raise UsageError(f"{file}: exists already; --force replaces it") from None
+    click.echo(f"{file}: next: n2nfx recipe validate {file}")
+
+
+def _text_of(found: "Recipe", name: str, overrides: Sequence[str]) -> str:
+    from n2nfx.recipe import as_toml, find
+
+    return as_toml(found) if overrides else find(name).read_text(encoding="utf-8")
+
+
+@recipe.command("validate")
+@of_recipe
+@options.as_json
+def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check a recipe: its keys and values, and that there is every model, data set and pass.
+
+    Whatever is wrong is told at once, a line each; exit code 2.
+    """
+    found = _checked(recipe, overrides)
+    if as_json:
+        counts = {"cells": len(found.cells), "runs": len(found.runs)}
+        told = {"schema": SCHEMA_VALIDATE, "id": found.id, **counts}
+        click.echo(json.dumps(told, indent=2))
+        return
+    click.echo(f"{found.id}: right; {len(found.cells)} cells, {len(found.runs)} runs")
+
+
+def _checked(name: str, overrides: Sequence[str]) -> "Recipe":
+    """The recipe, with all that it names known to be there."""
+    from n2nfx.recipe import find, read
+    from n2nfx.training.check import require_known
+
+    found = read(name, overrides)
+    require_known(found, str(find(name)))
+    return found
+
+
+@recipe.command("plan")
+@of_recipe
+@options.out_of_runs
+@click.option(
+    "--probe/--no-probe",
+    "probing",
+    default=True,
+    help="Train 20 steps of one run of each model and data set, to know how long all take.",
+)
+@on_devices
+@options.data_root("--data-root")
+@options.as_json
+def plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    probing: bool,
+    devices: tuple[str, ...],
+    slots: int | None,
+    data_root: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what a recipe will take, before anything starts: runs, epochs, hours and disk."""
+    from n2nfx.cli.recipe_text import planned, show_plan
+    from n2nfx.training.plan import plan as make
+
+    found = _checked(recipe, overrides)
+    local = _local(devices, slots)
+    if probing:
+        click.echo("probing: 20 steps of one run of each model and data set", err=True)
+    with _threads(local.threads):
+        made = make(
+            found, out, probing=probing, device=local.devices[0], data_root=data_root,
+            at_once=local.slots * len(local.devices),
+        )  # fmt: skip
+    if as_json:
+        told = {"schema": SCHEMA_PLAN, "devices": local.devices, "slots": local.slots}
+        click.echo(json.dumps({**told, **planned(made)}, indent=2))
+        return
+    show_plan(made, local.devices)
+
+
+def _local(devices: Sequence[str], slots: int | None) -> "Local":
+    from n2nfx.training.local import Local, default_slots
+
+    places = tuple(devices) or _devices()
+    return Local(places, slots or default_slots(places))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch work with so many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _devices() -> tuple[str, ...]:
+    """Every GPU, or else the CPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
+
+
+class Share(click.ParamType):
+    """One of so many shares, as 2/8."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no share, such as 2/8", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@recipe.command("run")
+@of_recipe
+@options.out_of_runs
+@click.option("--retry", is_flag=True, help="Run those again that failed.")
+@click.option("--shard", type=Share(), help="Run only this share of the runs, such as 2/8.")
+@options.choice("--executor", "local", "ray", "slurm", help="What spreads runs over processes.")
+@on_devices
+@click.option("--cpus", type=float, default=1.0, show_default=True, help="Of ray: for each run.")
+@click.option("--gpus", type=float, default=0.0, show_default=True, help="Of ray: for each run.")
+@click.option("--address", help="Of ray: a cluster's.")
+@click.option(
+    "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE",
+    help="Of slurm: submitit's, such as partition=gpu gpus_per_node=1 timeout_min=240.",
+)  # fmt: skip
+@options.data_root("--data-root")
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    retry: bool,
+    shard: tuple[int, int] | None,
+    data_root: Path | None,
+    **asked: Any,
+) -> None:
+    """Run a recipe, or go on with it: what is done stays, what was interrupted goes on.
+
+    Then its report is printed. Exit code 5 where runs failed: the others were run all the same.
+    """
+    from n2nfx.cli.narrate import narrated
+    from n2nfx.cli.recipe_text import narrated_sweep, show_report
+    from n2nfx.training import sweep
+    from n2nfx.training.check import require_data
+
+    found = _checked(recipe, overrides)
+    executor = _executor(out, **asked)
+    require_data(found, data_root)
+    specs = [one.spec for one in found.runs]
+    if shard is not None:
+        specs = sweep.share(specs, *shard)
+    jobs = sweep.left(specs, out, data_root=data_root, retry=retry)
+    epochs = len(jobs) * found.training.epochs
+    click.echo(
+        f"{found.id}: {len(jobs)} of {len(specs)} runs to do, {epochs:,} epochs, in {out}", err=True
+    )
+    with narrated(), narrated_sweep(jobs) as teller:
+        executor(jobs, teller)
+    show_report(found, out)
+    _require_all_right(specs, out)
+
+
+def _executor(
+    out: Path,
+    *,
+    executor: str,
+    devices: tuple[str, ...],
+    slots: int | None,
+    cpus: float,
+    gpus: float,
+    address: str | None,
+    slurm_options: tuple[str, ...],
+) -> "Executor":
+    if executor == "ray":
+        from n2nfx.training.ray_tasks import Ray
+
+        return Ray(cpus, gpus, address)
+    if executor == "slurm":
+        from n2nfx.training.slurm import Slurm
+
+        return Slurm(out / "slurm", dict(map(_pair, slurm_options)))
+    return _local(devices, slots)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value a whole number where it is one."""
+    from n2nfx.errors import UsageError
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--slurm {text!r} is not KEY=VALUE, such as partition=gpu")
+    return key, int(value) if value.isdigit() else value
+
+
+def _require_all_right(specs: Sequence[Any], out: Path) -> None:
+    """Say what other processes are at; raise `RunFailed` where runs failed."""
+    from n2nfx.errors import RunFailed
+    from n2nfx.training.status import standing
+
+    stands = {spec.name: standing(out / spec.name) for spec in specs}
+    elsewhere = [name for name, one in stands.items() if one.state == "running"]
+    if elsewhere:
+        click.echo(f"{len(elsewhere)} runs are at work in other processes", err=True)
+    failed = [f"  {name}: {one.told}" for name, one in stands.items() if one.state == "failed"]
+    if failed:
+        for line in failed:
+            click.echo(printable(line), err=True)
+        raise RunFailed(f"{len(failed)} of {len(stands)} runs failed; --retry runs them again")
+
+
+@recipe.command("status")
+@of_recipe
+@options.out_of_runs
+@options.as_json
+def status(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Say where every run of a recipe stands."""
+    from n2nfx.cli.recipe_text import show_status
+    from n2nfx.recipe import read
+    from n2nfx.training.status import standing
+
+    found = read(recipe, overrides)
+    stands = {run.spec.name: standing(out / run.spec.name) for run in found.runs}
+    if as_json:
+        rows = [{"name": name, "state": s.state, "told": s.told} for name, s in stands.items()]
+        click.echo(json.dumps({"schema": SCHEMA_STATUS, "id": found.id, "runs": rows}, indent=2))
+        return
+    show_status(stands)
+
+
+@recipe.command("report")
+@of_recipe
+@options.out_of_runs
+@options.choice("--format", "text", "markdown", "csv", "json", help="How the numbers are printed.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--figure", type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the recipe's figure to this file: .png, .svg, .pdf.",
+)  # fmt: skip
+@click.option("--watch", is_flag=True, help="Print it again whenever a run has ended.")
+def report(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    format: str,
+    as_json: bool,
+    figure: Path | None,
+    watch: bool,
+) -> None:
+    """Print a recipe's numbers: mean ± deviation over seeds, and the paper's under them.
+
+    Cells whose runs are missing, at work or failed say so.
+    """
+    from n2nfx.recipe import read
+
+    found = read(recipe, overrides)
+    _print_report(found, out, "json" if as_json else format)
+    if watch:
+        _watch(found, out, "json" if as_json else format)
+    if figure is not None:
+        from n2nfx.training.figures import draw
+
+        draw(found, out, figure)
+        click.echo(f"{figure}: drawn", err=True)
+
+
+def _print_report(found: "Recipe", out: Path, format: str) -> None:
+    from n2nfx.cli.recipe_text import show_report
+    from n2nfx.training.report import FORMATS, rows
+
+    if format == "text":
+        show_report(found, out)
+        return
+    click.echo(FORMATS[format](found, rows(found, out)), nl=False)
+    sys.stdout.flush()
+
+
+def _watch(found: "Recipe", out: Path, format: str) -> None:
+    """Print the report again whenever a number changes, until nothing is left to wait for."""
+    from n2nfx.training.report import rows
+
+    before = rows(found, out)
+    while any(row.is_open for row in before):
+        time.sleep(_LOOK_EVERY)
+        now = rows(found, out)
+        if now != before:
+            _print_report(found, out, format)
+        before = now

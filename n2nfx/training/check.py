@@ -1,0 +1,57 @@
+"""Whether there is what a recipe names: its models, its data, and the passes of its methods."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from n2nfx import catalogue, models, ownfile
+from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.recipe import DENSITY, Recipe
+from n2nfx.registry import passes
+from n2nfx.spec import from_text
+from n2nfx.training.printed import tables
+
+
+def require_known(recipe: Recipe, source: str) -> None:
+    """Raise `UsageError` with everything that there is not, a line each; `source` is its file."""
+    faults = [f"{source}: {key}: {told}" for key, told in _faults(recipe)]
+    if faults:
+        raise UsageError("\n".join(faults))
+
+
+def require_data(recipe: Recipe, root: Path | None) -> None:
+    """Raise `CannotOperate` where data is not on this machine, with what brings it."""
+    for name in recipe.matrix.data:
+        if not ownfile.is_file(name):
+            catalogue.require(catalogue.entry(name), catalogue.data_root(root))
+
+
+def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for place, name in enumerate(recipe.matrix.models):
+        yield from _told(f"matrix.models.{place}", lambda name=name: models.require_known(name))
+    for place, name in enumerate(recipe.matrix.data):
+        yield from _told(f"matrix.data.{place}", lambda name=name: _require_data(name))
+    known = passes()
+    for method, texts in recipe.methods.items():
+        for place, text in enumerate(texts):
+            whole = text.replace(DENSITY, "0.5")
+            yield from _told(
+                f"methods.{method}.{place}", lambda whole=whole: from_text(whole, known)
+            )
+    if recipe.paper and recipe.paper not in tables():
+        near = did_you_mean(recipe.paper, tables())
+        yield "paper", f"there are no printed values {recipe.paper!r}{near}"
+
+
+def _told(key: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
+    """What a look at something says is wrong."""
+    try:
+        look()
+    except UsageError as error:
+        yield key, str(error)
+
+
+def _require_data(name: str) -> None:
+    if ownfile.is_file(name):
+        ownfile.require(ownfile.canonical(name, "load"))
+    else:
+        catalogue.entry(name)

@@ -1,0 +1,240 @@
+"""A recipe's numbers, cell by cell: mean and deviation over seeds, beside what the paper prints."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from n2nfx.recipe import Cell, Recipe
+from n2nfx.training.printed import Spread, printed
+from n2nfx.training.status import Standing, standing
+
+SCHEMA = "n2nfx.recipe-report/1"
+
+_UNFINISHED = ("running", "stopped", "failed", "diverged", "missing")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell's numbers. Accuracies are in percent, of the test images, over the runs that are done.
+
+    `states` counts all its runs by where they stand, and `told` are the reasons of those that
+    failed or diverged. `nnz` are the numbers of weights that runs have: one, if all is well.
+    """
+
+    cell: Cell
+    states: Mapping[str, int]
+    final: Spread | None
+    best: Spread | None
+    loss: Spread | None
+    nnz: tuple[int, ...]
+    paper: Spread | None
+    told: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> float | None:
+        """The mean final accuracy, less what the paper prints."""
+        if self.final is None or self.paper is None:
+            return None
+        return self.final.mean - self.paper.mean
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may come without anybody asking for it."""
+        return any(self.states.get(state) for state in ("running", "stopped", "missing"))
+
+    @property
+    def unfinished(self) -> str:
+        """How many runs have no number, and why: "1 running, 2 missing"."""
+        counts = ((state, self.states.get(state, 0)) for state in _UNFINISHED)
+        return ", ".join(f"{count} {state}" for state, count in counts if count)
+
+
+def rows(recipe: Recipe, out: Path) -> list[Row]:
+    """A row for each cell of the recipe, of the runs in a folder."""
+    found: dict[Cell, list[Standing]] = {cell: [] for cell in recipe.cells}
+    for run in recipe.runs:
+        found[run.cell].append(standing(out / run.spec.name))
+    return [_row(cell, stands, recipe.paper) for cell, stands in found.items()]
+
+
+def _row(cell: Cell, stands: Sequence[Standing], paper: str) -> Row:
+    done = [one.result for one in stands if one.state == "done"]
+    over = [one.result for one in stands if one.is_over]
+    return Row(
+        cell=cell,
+        states=Counter(one.state for one in stands),
+        final=_spread(result["final_accuracy"] for result in done),
+        best=_spread(result["best_accuracy"] for result in done),
+        loss=_spread(result["final_loss"] for result in done),
+        nnz=tuple(sorted({result["nnz"] for result in over})),
+        paper=printed(paper, cell),
+        told=tuple(filter(None, (one.told or one.result.get("reason") for one in stands))),
+    )
+
+
+def _spread(values: Iterable[float]) -> Spread | None:
+    numbers = list(values)
+    if not numbers:
+        return None
+    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+# --- one cell, in lines ------------------------------------------------------------------------
+
+
+def shown(spread: Spread) -> str:
+    """92.08 ± 0.36"""
+    deviation = "" if spread.std is None else f" ± {spread.std:.2f}"
+    return f"{spread.mean:.2f}{deviation}"
+
+
+def lines(row: Row) -> list[str]:
+    """What stands in a table: the final accuracy, the paper's under it, the best, and n."""
+    told = []
+    if row.final is not None:
+        told.append(shown(row.final))
+    if row.paper is not None:
+        difference = "" if row.difference is None else f" ({row.difference:+.2f})"
+        told.append(f"paper {shown(row.paper)}{difference}")
+    if row.final is not None and row.best is not None:
+        told.append(f"best {shown(row.best)}, n {row.final.n}")
+    if row.unfinished:
+        told.append(row.unfinished)
+    return told
+
+
+def percent(density: float | None) -> str:
+    """A column's head: 2%; dense where there is no density."""
+    return "dense" if density is None else f"{100 * density:g}%"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of one model on one data set: methods down, densities across."""
+
+    model: str
+    data: str
+    densities: tuple[float | None, ...]
+    methods: Mapping[str, Mapping[float | None, Row]]
+
+    @property
+    def title(self) -> str:
+        """Which it is."""
+        return f"{self.model} on {self.data}"
+
+    def each(self) -> Iterator[tuple[str, list[Row | None]]]:
+        """Every method, with its row of each density."""
+        for method, cells in self.methods.items():
+            yield method, [cells.get(density) for density in self.densities]
+
+
+def tables(found: Sequence[Row]) -> list[Table]:
+    """The rows as tables, in their order."""
+    made = []
+    for (model, data), group in groupby(found, lambda row: (row.cell.model, row.cell.data)):
+        methods: dict[str, dict[float | None, Row]] = {}
+        for row in group:
+            methods.setdefault(row.cell.method, {})[row.cell.density] = row
+        densities = dict.fromkeys(density for cells in methods.values() for density in cells)
+        ordered = sorted(densities, key=lambda density: density is not None)  # dense comes first
+        made.append(Table(model, data, tuple(ordered), methods))
+    return made
+
+
+def notes(recipe: Recipe, found: Sequence[Row]) -> list[str]:
+    """What must be said beside the numbers."""
+    told = []
+    if any(row.paper for row in found):
+        told.append(
+            "paper: means of 3 runs; deviations are those of the camera-ready version's 5; "
+            "the difference is that of final accuracies"
+        )
+    for row in found:
+        if len(row.nnz) > 1:
+            counts = ", ".join(f"{count:,}" for count in row.nnz)
+            told.append(
+                f"{row.cell.method} at {percent(row.cell.density)}: runs of {counts} weights"
+            )
+        told += [f"{row.cell.method} at {percent(row.cell.density)}: {why}" for why in row.told]
+    budgets: dict[tuple[str, str, float | None], set[int]] = {}
+    for row in found:
+        key = (row.cell.model, row.cell.data, row.cell.density)
+        budgets.setdefault(key, set()).update(row.nnz)
+    for (model, data, density), counts in budgets.items():
+        if density is not None and len(counts) > 1:
+            told.append(f"{model} on {data} at {percent(density)}: numbers of weights differ")
+    return list(dict.fromkeys(told))
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def as_markdown(recipe: Recipe, found: Sequence[Row]) -> str:
+    """Tables in Markdown."""
+    parts = [f"# {recipe.title or recipe.name}"]
+    for table in tables(found):
+        head = ["", *map(percent, table.densities)]
+        body = [
+            [method, *("<br>".join(lines(row)) if row else "" for row in cells)]
+            for method, cells in table.each()
+        ]
+        rule = ["---"] * len(head)
+        parts.append(f"## {table.title}")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body)))
+    parts += [f"* {note}" for note in notes(recipe, found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(recipe: Recipe, found: Sequence[Row]) -> str:
+    """A line for each cell."""
+    file = io.StringIO()
+    data = [_flat(row) for row in found]
+    writer = csv.DictWriter(file, data[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(data)
+    return file.getvalue()
+
+
+def as_json(recipe: Recipe, found: Sequence[Row]) -> str:
+    """All of it as JSON."""
+    cells = [{**_flat(row), "reasons": list(row.told)} for row in found]
+    told = {"schema": SCHEMA, "recipe": recipe.id, "title": recipe.title}
+    return json.dumps({**told, "notes": notes(recipe, found), "cells": cells}, indent=2) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Recipe, Sequence[Row]], str]] = {
+    "markdown": as_markdown,
+    "csv": as_csv,
+    "json": as_json,
+}
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row as plain values; accuracies in percent."""
+    cell = row.cell
+    return {
+        "model": cell.model,
+        "data": cell.data,
+        "method": cell.method,
+        "density": cell.density,
+        "n": row.final.n if row.final else 0,
+        **_named("final_accuracy", row.final),
+        **_named("best_accuracy", row.best),
+        **_named("final_loss", row.loss),
+        **_named("paper", row.paper),
+        "difference": row.difference,
+        "nnz": row.nnz[0] if len(row.nnz) == 1 else None,
+        **{state: row.states.get(state, 0) for state in ("done", *_UNFINISHED)},
+    }
+
+
+def _named(name: str, spread: Spread | None) -> dict[str, float | None]:
+    mean, std = (None, None) if spread is None else spread[:2]
+    return {name: mean, f"{name}_std": std}

@@ -1,0 +1,50 @@
+"""Where a run stands, as its folder says."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from n2nfx.training import lease
+
+RESULT = "result.json"
+
+State = Literal["done", "diverged", "running", "stopped", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is. `told` is who runs it, or why it failed; `result` what came out.
+
+    `stopped` is a run that was interrupted: it goes on by itself. `missing` was never begun.
+    """
+
+    state: State
+    told: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a result."""
+        return self.state in ("done", "diverged")
+
+
+def standing(folder: Path) -> Standing:
+    """Where the run in a folder stands."""
+    try:
+        result = json.loads((folder / RESULT).read_bytes())
+        return Standing(result["status"], "", result)
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError, KeyError):
+        return Standing("failed", f"{folder / RESULT} is damaged: delete it to run it again")
+    last = lease.newest(folder)
+    if last is None:
+        return Standing("missing")
+    if last.is_live():
+        return Standing("running", str(last.holder))
+    if last.state != "failed":
+        return Standing("stopped", last.reason)
+    log = lease.log_of(folder, last.number)
+    return Standing("failed", f"{last.reason} ({log})" if log.exists() else last.reason)

@@ -1,0 +1,422 @@
+"""`n2nfx recipe`: what is printed, where, and the exit codes."""
+
+import csv
+import io
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sweep_samples
+from click.testing import CliRunner, Result
+
+from n2nfx import recipe
+from n2nfx.cli import main
+from n2nfx.training import lease, local, plan
+from n2nfx.training.plan import Speed
+from n2nfx.training.sweep import Job, work
+
+OWN = """
+title = "Mine"
+paper = "table1"
+figure = "errors"
+[matrix]
+models = ["n2nfx:vgg19_cifar"]
+data = ["cifar10"]
+densities = [0.1, 0.02]
+seeds = [0, 1]
+[methods]
+Baseline = []
+RP = ["random{density=DENSITY}"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("N2NFX_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    file = tmp_path / "mine.toml"
+    file.write_text(OWN)
+    return str(file)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["recipe", *arguments])
+
+
+def said(*arguments: str) -> Any:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def test_ls_lists_what_is_shipped() -> None:
+    listed = said("ls")
+    assert listed["schema"] == "n2nfx.recipe-ls/1"
+    rows = {row["name"]: row for row in listed["recipes"]}
+    assert (rows["table1"]["cells"], rows["table1"]["runs"]) == (52, 156)
+    assert set(rows) == set(recipe.shipped())
+    assert all(name in run("ls").stdout for name in rows)
+
+
+def test_show_prints_the_file_and_what_overrides_make_of_it(tmp_path: Path) -> None:
+    assert run("show", "table1").stdout == recipe.find("table1").read_text()
+    made = run("show", "table1", "training.epochs=7", "matrix.seeds=4").stdout
+    (tmp_path / "table1.toml").write_text(made)
+    again = recipe.read(str(tmp_path / "table1.toml"))
+    assert again == recipe.read("table1", ["training.epochs=7", "matrix.seeds=4"])
+    assert said("show", "table1", "training.epochs=7")["training"]["epochs"] == 7
+
+
+def test_cp_makes_a_file_of_ones_own_and_replaces_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    assert run("cp", "table1", str(file)).exit_code == 0
+    assert file.read_text() == recipe.find("table1").read_text()
+    file.write_text("precious")
+    refused = run("cp", "table1", str(file))
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert file.read_text() == "precious"
+    assert run("cp", "table1", str(file), "training.epochs=9", "--force").exit_code == 0
+    assert recipe.read(str(file)).training.epochs == 9
+    assert run("cp", "table1", str(tmp_path / "mine.txt")).exit_code == 2
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    for name in recipe.shipped():
+        result = run("validate", name)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.startswith(f"{name}-")
+
+
+def test_validate_tells_everything_that_there_is_not(mine: str) -> None:
+    wrong = [
+        "matrix.models=n2nfx:vgg19_cifer,own.py:build", "matrix.data=cifar1O,own.py:load",
+        "methods.RP=['randon{density=DENSITY}', 'n2nskip{ration=0.1}']", "paper=table9",
+    ]  # fmt: skip
+    result = run("validate", mine, *wrong)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.removeprefix("error: ").split(mine)[1:]
+    assert [line.split(": ")[1] for line in lines] == [
+        "matrix.models.0", "matrix.models.1", "matrix.data.0", "matrix.data.1", "methods.RP.0",
+        "methods.RP.1", "paper",
+    ]  # fmt: skip
+    for near in ("vgg19_cifar", "cifar10", "random", "ratio", "table1"):
+        assert re.search(f"did you mean [^?]*{near}", result.stderr)
+
+
+@pytest.mark.parametrize("command", ["show", "validate", "plan", "run", "status", "report"])
+def test_a_wrong_recipe_is_told_in_lines_and_exit_code_2(command: str) -> None:
+    result = run(command, "table1", "training.epohcs=3", "matrix.seeds=-1")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "training.epohcs: unknown key; did you mean epochs?" in result.stderr
+    assert "matrix.seeds.0: should be greater than or equal to 0 (got -1)" in result.stderr
+    assert run(command, "tabel1").exit_code == 2
+
+
+# --- plans -------------------------------------------------------------------------------------
+
+
+def test_every_shipped_recipe_plans() -> None:
+    for name in recipe.shipped():
+        made = said("plan", name, "--no-probe")
+        found = recipe.read(name)
+        assert made["schema"] == "n2nfx.recipe-plan/1"
+        assert [one["name"] for one in made["runs"]] == [one.spec.name for one in found.runs]
+        assert {one["state"] for one in made["runs"]} == {"missing"}
+        assert made["epochs"] == len(found.runs) * found.training.epochs
+        assert (made["hours"], made["bytes"]) == (None, None)
+        assert set(made["absent"]) >= set(found.matrix.data) - {
+            "fashion-mnist", "fashion-mnist-sample"
+        }  # fmt: skip
+
+
+def test_a_plan_says_what_brings_data_that_is_not_here(mine: str) -> None:
+    made = run("plan", mine)
+    assert made.exit_code == 0
+    assert "n2nfx data fetch cifar10" in made.stdout
+    assert "6 of 6 runs to do, 1,800 epochs" in made.stdout
+
+
+def test_a_plan_is_of_what_is_left(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[str] = []
+
+    def probe(spec: Any, **options: Any) -> Speed:
+        probed.append(spec.name)
+        return Speed(seconds=7200, kept=1000, working=50)
+
+    monkeypatch.setattr(plan, "probe", probe)
+    monkeypatch.setattr(plan, "_absence", lambda name, root: "")
+    first, second, *_ = recipe.read(mine).runs
+    for one in (first, second):
+        (tmp_path / one.spec.name).mkdir()
+        sweep_samples.finish(tmp_path / one.spec.name)
+    made = said("plan", mine, "--out", str(tmp_path), "--slots", "4")
+    assert made["left"] == 4
+    assert made["hours"] == 4 * 2 / 4
+    assert made["bytes"] == 4 * 1000 + 4 * 50
+    assert len(probed) == 1
+    assert "about 2 hours on cpu, 4 at once" in run(
+        "plan", mine, "--out", str(tmp_path), "--slots", "4", "--device", "cpu"
+    ).stdout  # fmt: skip
+
+
+def test_a_probe_trains_twenty_steps_and_leaves_nothing(tmp_path: Path) -> None:
+    (one, *_) = recipe.read("smoke", ["training.batch_size=2", "training.epochs=100"]).runs
+    short = recipe.read("smoke", ["training.batch_size=2", "training.epochs=50"]).runs[0]
+    speeds = [plan.probe(spec) for spec in (one.spec, short.spec)]
+    assert speeds[0].kept > 62_625
+    assert speeds[0].working == 2 * 4 * 2 * 1_252_496
+    assert speeds[0].seconds > speeds[1].seconds > 0
+
+
+# --- runs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are the samples', and done in this process."""
+
+    def executor(self: local.Local, jobs: list[Job], teller: Any) -> None:
+        for job in jobs:
+            teller.started(job)
+            teller.ended(work(job, finishing))
+
+    def finishing(spec: Any, folder: Path, **options: Any) -> None:
+        if spec.seed == 1 and "random" in str(spec.passes):
+            raise ZeroDivisionError("by nothing")
+        accuracy = 90.0 + spec.seed
+        sweep_samples.finish(
+            folder, final_accuracy=accuracy, best_accuracy=accuracy + 1, final_loss=0.5, nnz=7
+        )
+
+    monkeypatch.setattr(local.Local, "__call__", executor)
+
+
+@pytest.mark.usefixtures("trained_by_samples")
+def test_a_recipe_is_run_reported_and_gone_on_with(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "runs")
+    absent = run("run", mine, "--out", out)
+    assert absent.exit_code == 3
+    assert "n2nfx data fetch cifar10" in absent.stderr
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    first = run("run", mine, "matrix.seeds=0", "--out", out)
+    assert first.exit_code == 0, first.stderr
+    assert "3 of 3 runs to do, 900 epochs" in first.stderr
+    assert "90.00" in first.stdout
+    assert "paper 92.08 ± 0.36 (-2.08)" in first.stdout
+    second = run("run", mine, "--out", out)
+    assert second.exit_code == 5
+    assert "3 of 6 runs to do" in second.stderr
+    assert "2 of 6 runs failed; --retry runs them again" in second.stderr
+    assert "ZeroDivisionError: by nothing" in second.stderr
+    assert "n 1" in second.stdout
+    assert "1 failed" in second.stdout
+    third = run("run", mine, "--out", out)
+    assert third.exit_code == 5
+    assert "0 of 6 runs to do" in third.stderr
+    assert "2 of 6 runs to do" in run("run", mine, "--out", out, "--retry").stderr
+
+
+@pytest.mark.usefixtures("trained_by_samples")
+def test_a_share_of_the_runs(mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    options = ("matrix.seeds=0", "--out", str(tmp_path / "runs"))
+    assert run("run", mine, *options, "--shard", "2/2").exit_code == 0
+    states = [row["state"] for row in said("status", mine, *options)["runs"]]
+    assert states == ["missing", "done", "missing"]
+    for share in ("3/2", "0/2", "x", "1"):
+        assert run("run", mine, *options, "--shard", share).exit_code == 2
+
+
+def test_an_executor_that_is_not_installed_is_told_with_the_command(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    for executor, module in (("ray", "ray"), ("slurm", "submitit")):
+        monkeypatch.setitem(sys.modules, module, None)
+        result = run("run", mine, "--out", str(tmp_path / "runs"), "--executor", executor)
+        assert result.exit_code == 3
+        assert f"pip install 'n2nfx[{executor}]'" in result.stderr
+
+
+def test_slurm_is_handed_an_array_of_jobs(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in for submitit, which remembers what it was asked."""
+    asked: dict[str, Any] = {}
+
+    class AutoExecutor:
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+
+        def update_parameters(self, **options: Any) -> None:
+            asked.update(options)
+
+        def map_array(self, task: Any, jobs: list[Job]) -> None:
+            asked.update(task=task, jobs=jobs)
+
+    class DelayedSubmission:
+        def __init__(self, *parts: Any) -> None:
+            self.parts = parts
+
+    fake = types.SimpleNamespace(
+        AutoExecutor=AutoExecutor,
+        helpers=types.SimpleNamespace(DelayedSubmission=DelayedSubmission),
+    )
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    options = ("--executor", "slurm", "--slurm", "partition=gpu", "--slurm", "gpus_per_node=1")
+    result = run("run", mine, "--out", str(tmp_path / "runs"), *options)
+    assert result.exit_code == 0, result.stderr
+    assert (asked["cluster"], asked["partition"], asked["gpus_per_node"]) == ("slurm", "gpu", 1)
+    assert asked["folder"] == tmp_path / "runs" / "slurm"
+    jobs, task = asked["jobs"], asked["task"]
+    assert [job.spec for job in jobs] == [one.spec for one in recipe.read(mine).runs]
+    assert {job.device for job in jobs} == {"cuda"}
+    assert task.checkpoint(jobs[0]).parts == (task, jobs[0])
+    assert run("run", mine, "--executor", "slurm", "--slurm", "gpu").exit_code == 2
+
+
+# --- status and reports ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_run(mine: str, tmp_path: Path) -> str:
+    """Seed 0 done; of seed 1 one diverged, one failed, one interrupted; two were never begun."""
+    out = tmp_path / "runs"
+    folders = [out / one.spec.name for one in recipe.read(mine).runs]
+    for number, folder in enumerate(folders[:4]):
+        folder.mkdir(parents=True)
+        values = {"final_accuracy": 91.0 + number, "best_accuracy": 92.0 + number}
+        if number == 3:
+            values |= {"final_accuracy": None}
+        status = "diverged" if number == 3 else "done"
+        sweep_samples.finish(
+            folder, status, **values, final_loss=0.1, nnz=(9, 5, 1, 9)[number],
+            reason="the loss was not finite" if number == 3 else None,
+        )  # fmt: skip
+        events = [json.dumps({"epoch": e, "accuracy": 80.0 + e + number}) for e in (1, 2, 3)]
+        (folder / "events.jsonl").write_text("\n".join([*events, '{"epoch": 4, "accu']))
+    lease.give_up(folders[4], "no memory")
+    with pytest.raises(KeyboardInterrupt), lease.claimed(folders[5]):
+        raise KeyboardInterrupt
+    return str(out)
+
+
+def test_status_says_where_every_run_stands(mine: str, half_run: str) -> None:
+    rows = said("status", mine, "--out", half_run)["runs"]
+    states = ["done", "done", "done", "diverged", "failed", "stopped"]
+    assert [row["state"] for row in rows] == states
+    shown = run("status", mine, "--out", half_run).stdout
+    assert "3 done, 1 diverged, 1 failed, 1 stopped" in shown
+    assert "no memory" in shown
+    assert "the loss was not finite" in shown
+    with lease.claimed(Path(half_run) / rows[5]["name"]):
+        assert said("status", mine, "--out", half_run)["runs"][5]["state"] == "running"
+
+
+def test_a_report_has_the_papers_value_under_ours_and_says_what_is_not_done(
+    mine: str, half_run: str
+) -> None:
+    shown = run("report", mine, "--out", half_run).stdout
+    assert re.search(r"n2nfx:vgg19_cifar on cifar10 +dense +10% +2%", shown)
+    for text in (
+        "91.00", "paper 93.16 ± 0.12 (-2.16)", "best 92.00, n 1", "1 diverged",
+        "92.00", "paper 92.08 ± 0.36 (-0.08)", "1 failed", "93.00", "1 stopped", "no memory",
+    ):  # fmt: skip
+        assert text in shown, text
+    markdown = run("report", mine, "--out", half_run, "--format", "markdown").stdout
+    assert "|  | dense | 10% | 2% |" in markdown
+    assert (
+        "| Baseline | 91.00<br>paper 93.16 ± 0.12 (-2.16)<br>best 92.00, n 1<br>1 diverged |  |  |"
+        in markdown
+    )
+
+
+def test_a_report_as_data_says_the_same(mine: str, half_run: str) -> None:
+    told = said("report", mine, "--out", half_run)
+    assert told["schema"] == "n2nfx.recipe-report/1"
+    dense, high, low = told["cells"]
+    assert (dense["method"], dense["density"], dense["n"], dense["diverged"]) == (
+        "Baseline", None, 1, 1
+    )  # fmt: skip
+    assert dense["difference"] == pytest.approx(91 - 93.16)
+    assert (high["final_accuracy"], high["final_accuracy_std"], high["failed"]) == (92.0, None, 1)
+    assert high["reasons"] == ["no memory"]
+    assert (low["nnz"], low["stopped"], low["paper"]) == (1, 1, 86.52)
+    text = run("report", mine, "--out", half_run, "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["method"] for row in rows] == ["Baseline", "RP", "RP"]
+    assert float(rows[1]["final_accuracy"]) == 92.0
+
+
+def test_mean_and_deviation_are_over_seeds(mine: str, tmp_path: Path) -> None:
+    for one in recipe.read(mine).runs:
+        (tmp_path / one.spec.name).mkdir()
+        value = 90.0 + 2 * one.spec.seed
+        sweep_samples.finish(
+            tmp_path / one.spec.name, final_accuracy=value, best_accuracy=value, final_loss=0.0,
+            nnz=3 + one.spec.seed,
+        )  # fmt: skip
+    told = said("report", mine, "--out", str(tmp_path))
+    assert {cell["final_accuracy"] for cell in told["cells"]} == {91.0}
+    assert told["cells"][0]["final_accuracy_std"] == pytest.approx(2**0.5)
+    assert "91.00 ± 1.41" in run("report", mine, "--out", str(tmp_path)).stdout
+    assert any("runs of 3, 4 weights" in note for note in told["notes"])
+
+
+def test_a_report_of_nothing_is_a_table_of_what_is_missing(mine: str, tmp_path: Path) -> None:
+    shown = run("report", mine, "--out", str(tmp_path / "nowhere")).stdout
+    assert shown.count("2 missing") == 3
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("figure", ["errors", "curves"])
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_figures_are_drawn(
+    mine: str, half_run: str, tmp_path: Path, figure: str, ending: str
+) -> None:
+    file = tmp_path / f"figure.{ending}"
+    result = run("report", mine, f"figure={figure}", "--out", half_run, "--figure", str(file))
+    assert result.exit_code == 0, result.output
+    assert file.stat().st_size > 5000
+
+
+def test_what_cannot_be_drawn_is_told(mine: str, half_run: str, tmp_path: Path) -> None:
+    def drawn(*arguments: str, name: str = "x.png") -> Result:
+        return run("report", mine, *arguments, "--figure", str(tmp_path / name))
+
+    assert drawn("figure=none").exit_code == 2
+    assert drawn("--out", str(tmp_path / "nowhere")).exit_code == 3
+    assert drawn("--out", half_run, name="x.doc").exit_code == 2
+
+
+def test_watching_ends_when_nothing_is_left_to_wait_for(
+    mine: str, half_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Path(half_run) / recipe.read(mine).runs[5].spec.name
+
+    def sleep(seconds: float) -> None:
+        values = {"final_accuracy": 77.0, "best_accuracy": 77.0, "final_loss": 0.0, "nnz": 1}
+        sweep_samples.finish(last, **values)
+
+    monkeypatch.setattr("n2nfx.cli.recipe.time.sleep", sleep)
+    shown = run("report", mine, "--out", half_run, "--watch", "--format", "csv").stdout
+    assert shown.count("model,data,method") == 2
+    assert "85.0" in shown  # the mean of 93 and 77
