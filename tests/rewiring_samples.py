@@ -3,6 +3,7 @@
 Here and not in the test file: a spawned process imports what it runs by name.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,4 +90,14 @@ def run_rank(rank: int, folder: Path, method: Any, scope: Any) -> None:
     )
     module = train_on_share(method, scope, slice(rank, None, RANKS), DistributedDataParallel)
     torch.save(state(module), folder / f"{rank}.pt")
+    leave_together()
+
+
+def leave_together() -> None:
+    """End this rank's process once all ranks are done.
+
+    Without C++ destructors: a thread of gloo that still runs then aborts the process.
+    """
+    distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)

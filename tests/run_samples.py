@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rewiring_samples import leave_together
 from samples import Model, Net
 from torch import Tensor, distributed, nn
 
@@ -168,7 +169,7 @@ def train_rank(rank: int, ranks: int, folder: Path, store: Path, how: dict[str, 
         "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
     )
     train(folder, how)
-    distributed.destroy_process_group()
+    leave_together()
 
 
 def differ(rank: int, store: Path, equal: bool) -> None:
@@ -178,4 +179,4 @@ def differ(rank: int, store: Path, equal: bool) -> None:
     told = nullcontext() if equal else pytest.raises(RanksDiffer, match="the masks of rank 1")
     with told:
         Ranks(rank, 2).require_same("the masks", [mask])
-    distributed.destroy_process_group()
+    leave_together()
