@@ -96,6 +96,8 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The ranks: of the process group that there is, or that torchrun's environment names."""
     own = distributed.is_available() and not distributed.is_initialized() and _launched()
+    if own and device.type == "cuda":
+        torch.cuda.set_device(device)  # where collectives of objects put them
     if own:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
