@@ -18,6 +18,7 @@ from n2nfx.masks import Masks, RandomRanking, Ranking, ScoreRanking, revived, se
 from n2nfx.network import Network, Probe, Skip
 from n2nfx.patterns import IdentityRanking, LognormalRanking, diagonal
 from n2nfx.seeds import generator
+from n2nfx.shortcuts import beside_shortcuts
 from n2nfx.splice import fill, prepare, splice
 from n2nfx.wiring import INNER, Branches, Options, Placement, Wiring, find_branches
 
@@ -44,7 +45,7 @@ class N2NSkip:
     `scored` and `global` the `ratio` can be `learned`: layers' and branches' weights are ranked
     together, at the same budget.
     `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the network's function
-    as it is. `branch_norm="batch"` puts a batch norm behind every branch.
+    as it is; by `identity` a branch starts at zero where a shortcut carries its source there. `branch_norm="batch"` puts a batch norm behind every branch.
     """
 
     name: ClassVar[str] = "n2nskip"
@@ -109,6 +110,11 @@ class N2NSkip:
         """Whether branches are scored."""
         return self.pattern == "scored" or self.share == "global"
 
+    @property
+    def _may_be_silent(self) -> bool:
+        """Whether branches may start at zero where the network itself carries what they would."""
+        return self.pattern == "identity" and self.wiring not in INNER
+
     def __call__(self, network: Network, probe: Probe) -> Network:
         _require_ready(network)
         wanted = 1 if self.ratio == "learned" else split(network.nnz, self.ratio).skip
@@ -122,6 +128,7 @@ class N2NSkip:
         scores = self._score(network, candidates, probe) if self._scores else None
         skips = self._decide(network, candidates, scores)
         _require_memory(skips, _BYTES)
+        silent = beside_shortcuts(network, skips) if self._may_be_silent else frozenset()
         splice(network, skips)
         ranking = scores if self.ratio == "learned" else network.scores
         ranking = ranking or RandomRanking(probe.seed)
@@ -132,7 +139,8 @@ class N2NSkip:
         neurons = self._neurons(probe.seed, scores)
         for skip in skips:
             mask = neurons.best(skip, skip.nnz).reshape(skip.weight_shape)
-            fill(network, skip, mask, self._values(skip, mask, probe.seed))
+            if skip.name not in silent:
+                fill(network, skip, mask, self._values(skip, mask, probe.seed))
             masks[skip.weight] = mask
         return replace(
             network,

@@ -5,7 +5,8 @@ from math import prod
 from typing import ClassVar
 
 from n2nfx.errors import CannotOperate
-from n2nfx.network import Network, Probe, Skip
+from n2nfx.network import Network, Probe, Refusal, Skip
+from n2nfx.shortcuts import beside_shortcuts
 from n2nfx.splice import prepare, splice
 from n2nfx.wiring import Options, Placement, find_branches
 
@@ -16,7 +17,7 @@ class ResSkip:
 
     The pairs are those of `N2NSkip`. Where the shapes differ the activation is brought to the
     target's layout, averaged to its places, and its channels are cropped or padded with zeros. The
-    budget is unchanged.
+    budget is unchanged. Where the network itself adds the one to the other, no second sum is made.
     """
 
     name: ClassVar[str] = "resskip"
@@ -33,13 +34,21 @@ class ResSkip:
             raise CannotOperate("the network has skips already; give ResSkip all hops at once")
         prepare(network)
         branches = find_branches(network, Options(self.hops, self.placement, "linear"))
-        if not branches.skips:
+        there = beside_shortcuts(network, branches.skips)
+        skips = tuple(_without_weights(s) for s in branches.skips if s.name not in there)
+        refused = (*branches.refused, *(_there(s) for s in branches.skips if s.name in there))
+        if not skips:
             raise CannotOperate(
                 f"no legal pair of layers is {' or '.join(map(str, self.hops))} apart"
+                + (f", but those that a shortcut joins already ({len(there)})" if there else "")
             )
-        skips = tuple(map(_without_weights, branches.skips))
         splice(network, skips)
-        return replace(network, skips=skips, refused=branches.refused)
+        return replace(network, skips=skips, refused=refused)
+
+
+def _there(skip: Skip) -> Refusal:
+    reason = "a shortcut of the network adds the one to the other already"
+    return Refusal(skip.source, skip.target, skip.hop, reason)
 
 
 def _without_weights(skip: Skip) -> Skip:
