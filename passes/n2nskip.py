@@ -45,7 +45,8 @@ class N2NSkip:
     `scored` and `global` the `ratio` can be `learned`: layers' and branches' weights are ranked
     together, at the same budget.
     `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the network's function
-    as it is; by `identity` a branch starts at zero where a shortcut carries its source there. `branch_norm="batch"` puts a batch norm behind every branch.
+    as it is; by `identity` a branch starts at zero where a shortcut carries its source there.
+    `branch_norm="batch"` puts a batch norm behind every branch.
     """
 
     name: ClassVar[str] = "n2nskip"
