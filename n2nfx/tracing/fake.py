@@ -15,12 +15,14 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import HOOKS
 
+_TABLES = tuple(name for name in vars(nn.Module()) if "hooks" in name)
+
 
 def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy with fake tensors for real ones, and without hooks: they are not ours to call."""
     real = [*model.parameters(), *model.buffers()]
     try:
-        fakes: dict[int, Any] = {id(tensor): _fake(tensor, mode) for tensor in real}
+        fakes = _empty_tables(model) | {id(tensor): _fake(tensor, mode) for tensor in real}
         with FakeCopyMode(mode):  # for tensors that are neither parameters nor buffers
             fake = copy.deepcopy(model, fakes)
     except Exception as error:
@@ -35,9 +37,16 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """A copy on the `meta` device, without hooks. Raises whatever a copy or a tensor may raise."""
     tables = [table for m in model.modules() for table in (m._parameters, m._buffers, vars(m))]
     real = {id(t): t for table in tables for t in table.values() if isinstance(t, Tensor)}
-    blank = copy.deepcopy(model, {key: _on_meta(tensor) for key, tensor in real.items()})
+    blanks = {key: _on_meta(tensor) for key, tensor in real.items()}
+    blank = copy.deepcopy(model, _empty_tables(model) | blanks)
     lay_bare(blank)
     return blank
+
+
+def _empty_tables(model: nn.Module) -> dict[int, Any]:
+    """What becomes of every module's tables of hooks, by id: most of what there is to copy."""
+    tables = [vars(m)[name] for m in model.modules() for name in _TABLES if name in vars(m)]
+    return {id(table): type(table)() for table in tables}
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

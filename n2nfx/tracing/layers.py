@@ -66,7 +66,7 @@ def find_layers(module: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[str, .
         next(found[graph][name] for graph in (evaluation, *training) if name in found[graph])
         for name in order
     )
-    return layers, tuple(_note(*told) for told in not_prunable(module).items())
+    return layers, tuple(_note(*told) for told in not_prunable(module, taken).items())
 
 
 def _sum_up(calls: Iterator[_Call]) -> dict[str, Layer]:
@@ -298,9 +298,12 @@ def _taken_at(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, str]
         yield id(_attribute(module, name)), f"a function inside {node.target}"
 
 
-def not_prunable(module: fx.GraphModule) -> dict[str, list[str]]:
-    """What looks like a prunable layer and is none: module paths or weights by the reason."""
-    taken, reasons = taken_by_others(module), dict[str, list[str]]()
+def not_prunable(module: fx.GraphModule, taken: dict[int, str]) -> dict[str, list[str]]:
+    """What looks like a prunable layer and is none: module paths or weights by the reason.
+
+    `taken` are the parameters that `taken_by_others` finds.
+    """
+    reasons: dict[str, list[str]] = {}
     for graph in graphs_of(module):
         for node in graph.nodes:
             for name, reason in _not_prunable(module, node, taken):

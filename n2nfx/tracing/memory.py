@@ -41,9 +41,9 @@ class Memory:
     def changes(self) -> Iterator[Change]:
         """What is not as it was at first."""
         for path, attributes, before in self._kept:
-            for name in attributes.keys() | before.keys():
+            for name in (attributes.keys() | before.keys()) - _UNCHANGED:
                 now, then = attributes.get(name), before.get(name)
-                if name not in _UNCHANGED and name != "training" and not _same(now, then):
+                if now is not then and name != "training" and not _same(now, then):
                     yield Change(path, name, not (_holds_tensor(now) or _holds_tensor(then)))
 
     def versions(self) -> dict[str, int]:
@@ -57,10 +57,11 @@ class Memory:
 
 def _unshared_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     """A copy of a module's attributes."""
-    return {
-        name: value if name in _UNCHANGED else _unshared(value)
-        for name, value in attributes.items()
-    }
+    copied = dict(attributes)
+    for name in copied.keys() - _UNCHANGED:
+        if type(copied[name]) not in _CONSTANTS:
+            copied[name] = _unshared(copied[name])
+    return copied
 
 
 def _unshared(value: Any) -> Any:
