@@ -17,6 +17,12 @@ from n2nfx.training import runs
 from n2nfx.training.checkpoint import Checkpoints
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As the processes that are killed have it, whatever ran before here."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
@@ -90,7 +96,7 @@ def test_going_on_in_another_environment_is_told(
     assert ended(process(train_and_die, tmp_path, 60, False)) == KILLED
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     assert runs.run(spec(), tmp_path).environments == 2
-    assert "goes on in another environment" in caplog.text
+    assert "goes on in another environment: threads was 1 and is 99" in caplog.text
     assert len(json.loads((tmp_path / "environment.json").read_text())) == 2
 
 

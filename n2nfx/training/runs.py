@@ -217,7 +217,9 @@ class _Session:
                 left.unlink()  # of a process that was killed: nobody else is at work here
         before = self._environments() if saved else []
         if before and here not in before:
-            _log.warning("%s: goes on in another environment than it began in", self.folder)
+            key, then, now = next(_differences(before[-1], here))
+            told = f"{key} was {then!r} and is {now!r}"
+            _log.warning("%s: goes on in another environment: %s", self.folder, told)
         put_file(self.folder / CONFIG, f"{self.spec.model_dump_json(indent=2)}\n".encode())
         put_file(self.folder / ENVIRONMENT, _text([*(e for e in before if e != here), here]))
         epochs = [Epoch(**epoch) for epoch in saved.facts["epochs"]] if saved else []
