@@ -17,6 +17,7 @@ from n2nfx.cli.text import printable
 if TYPE_CHECKING:
     from n2nfx.recipe import Recipe
     from n2nfx.training.local import Local
+    from n2nfx.training.report import Report
     from n2nfx.training.sweep import Executor
 
 SCHEMA_LS = "n2nfx.recipe-ls/1"
@@ -265,6 +266,7 @@ def run(
     from n2nfx.cli.recipe_text import narrated_sweep, show_report
     from n2nfx.training import sweep
     from n2nfx.training.check import require_data
+    from n2nfx.training.results import report
 
     found = _checked(recipe, overrides)
     executor = _executor(out, **asked)
@@ -277,9 +279,10 @@ def run(
     click.echo(
         f"{found.id}: {len(jobs)} of {len(specs)} runs to do, {epochs:,} epochs, in {out}", err=True
     )
-    with narrated(), narrated_sweep(jobs) as teller:
-        executor(jobs, teller)
-    show_report(found, out)
+    with narrated():
+        with narrated_sweep(jobs) as teller:
+            executor(jobs, teller)
+        show_report(report(found, out))
     _require_all_right(specs, out)
 
 
@@ -373,38 +376,40 @@ def report(
 
     Cells whose runs are missing, at work or failed say so.
     """
+    from n2nfx.cli.narrate import narrated
     from n2nfx.recipe import read
 
     found = read(recipe, overrides)
-    _print_report(found, out, "json" if as_json else format)
-    if watch:
-        _watch(found, out, "json" if as_json else format)
+    with narrated():
+        _print_reports(found, out, "json" if as_json else format, watch)
     if figure is not None:
-        from n2nfx.training.figures import draw
+        from n2nfx.training.results import draw
 
-        draw(found, out, figure)
+        with narrated():
+            draw(found, out, figure)
         click.echo(f"{figure}: drawn", err=True)
 
 
-def _print_report(found: "Recipe", out: Path, format: str) -> None:
+def _print_reports(found: "Recipe", out: Path, format: str, watch: bool) -> None:
+    """Print the report; to watch, again whenever it changes, until nothing is left to wait for."""
+    from n2nfx.training.results import report
+
+    before = report(found, out)
+    _print_report(before, format)
+    while watch and any(row.is_open for row in before.rows):
+        time.sleep(_LOOK_EVERY)
+        now = report(found, out)
+        if now != before:
+            _print_report(now, format)
+        before = now
+
+
+def _print_report(found: "Report", format: str) -> None:
     from n2nfx.cli.recipe_text import show_report
-    from n2nfx.training.report import FORMATS, rows
+    from n2nfx.training.report import FORMATS
 
     if format == "text":
-        show_report(found, out)
+        show_report(found)
         return
-    click.echo(FORMATS[format](found, rows(found, out)), nl=False)
+    click.echo(FORMATS[format](found), nl=False)
     sys.stdout.flush()
-
-
-def _watch(found: "Recipe", out: Path, format: str) -> None:
-    """Print the report again whenever a number changes, until nothing is left to wait for."""
-    from n2nfx.training.report import rows
-
-    before = rows(found, out)
-    while any(row.is_open for row in before):
-        time.sleep(_LOOK_EVERY)
-        now = rows(found, out)
-        if now != before:
-            _print_report(found, out, format)
-        before = now
