@@ -248,6 +248,10 @@ class Share(click.ParamType):
     "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE",
     help="Of slurm: submitit's, such as partition=gpu gpus_per_node=1 timeout_min=240.",
 )  # fmt: skip
+@click.option(
+    "--tensorboard", is_flag=True,
+    help="Write runs' epochs for TensorBoard too: tensorboard --logdir OUT.",
+)  # fmt: skip
 @options.data_root("--data-root")
 def run(
     recipe: str,
@@ -255,6 +259,7 @@ def run(
     out: Path,
     retry: bool,
     shard: tuple[int, int] | None,
+    tensorboard: bool,
     data_root: Path | None,
     **asked: Any,
 ) -> None:
@@ -267,21 +272,25 @@ def run(
     from n2nfx.training import sweep
     from n2nfx.training.check import require_data
     from n2nfx.training.results import report
+    from n2nfx.training.tensorboard import require_installed
 
     found = _checked(recipe, overrides)
     executor = _executor(out, **asked)
     require_data(found, data_root)
+    if tensorboard:
+        require_installed()
     specs = [one.spec for one in found.runs]
     if shard is not None:
         specs = sweep.share(specs, *shard)
-    jobs = sweep.left(specs, out, data_root=data_root, retry=retry)
+    jobs = sweep.left(specs, out, data_root=data_root, retry=retry, tensorboard=tensorboard)
     epochs = len(jobs) * found.training.epochs
     click.echo(
         f"{found.id}: {len(jobs)} of {len(specs)} runs to do, {epochs:,} epochs, in {out}", err=True
     )
     with narrated():
-        with narrated_sweep(jobs) as teller:
-            executor(jobs, teller)
+        if jobs:
+            with narrated_sweep(jobs) as teller:
+                executor(jobs, teller)
         show_report(report(found, out))
     _require_all_right(specs, out)
 
