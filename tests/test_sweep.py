@@ -241,7 +241,9 @@ def test_processes_die_with_their_sweep(tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=60)  # whose end is that of all who hold its stdout
     assert workers(tmp_path, jobs) == []
-    assert [standing(tmp_path / spec.name).state for spec in jobs] == ["stopped", "stopped"]
+    stands = [standing(tmp_path / spec.name) for spec in jobs]
+    assert [one.state for one in stands] == ["stopped", "stopped"]
+    assert all(one.told.startswith("process ") and one.told.endswith(" died") for one in stands)
 
 
 def test_two_sweeps_with_random_kills_give_every_result_exactly_once(tmp_path: Path) -> None:

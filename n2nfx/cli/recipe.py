@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +246,7 @@ class Share(click.ParamType):
 @click.option("--address", help="Of ray: a cluster's.")
 @click.option(
     "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE",
-    help="Of slurm: submitit's, such as partition=gpu gpus_per_node=1 timeout_min=240.",
+    help="Of slurm: submitit's, such as slurm_partition=gpu gpus_per_node=1 timeout_min=240.",
 )  # fmt: skip
 @click.option(
     "--tensorboard", is_flag=True,
@@ -318,13 +318,16 @@ def _executor(
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value a whole number where it is one."""
+    """KEY=VALUE, the value a number where it is one."""
     from n2nfx.errors import UsageError
 
     key, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"--slurm {text!r} is not KEY=VALUE, such as partition=gpu")
-    return key, int(value) if value.isdigit() else value
+        raise UsageError(f"--slurm {text!r} is not KEY=VALUE, such as slurm_partition=gpu")
+    for number in (int, float):
+        with suppress(ValueError):
+            return key, number(value)
+    return key, value
 
 
 def _require_all_right(specs: Sequence[Any], out: Path) -> None:

@@ -44,6 +44,8 @@ def standing(folder: Path) -> Standing:
         return Standing("missing")
     if last.is_live():
         return Standing("running", str(last.holder))
+    if last.state == "running":
+        return Standing("stopped", f"{last.holder} died")
     if last.state != "failed":
         return Standing("stopped", last.reason)
     log = lease.log_of(folder, last.number)
