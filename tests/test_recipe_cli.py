@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.progress
 import sweep_samples
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from n2nfx import recipe
 from n2nfx.cli import main
+from n2nfx.cli.recipe_text import _Bars
 from n2nfx.training import lease, local, plan
+from n2nfx.training.loop import Progress
 from n2nfx.training.plan import Speed
 from n2nfx.training.sweep import Job, work
 
@@ -344,6 +348,17 @@ def test_where_nothing_is_left_to_do_no_executor_is_asked(
         assert "0 of 3 runs to do" in result.stderr
 
 
+def test_a_bar_is_as_long_as_the_training_is_far() -> None:
+    (one,) = sweep_samples.specs(1)
+    half = Progress(epoch=150, epochs=300, step=30, steps=60, images_per_second=1.0,
+                    seconds_left=9.0, last=None)  # fmt: skip
+    with rich.progress.Progress(console=Console(file=io.StringIO())) as bars:
+        told = _Bars(bars, 1)
+        told.started(Job(one, Path("nowhere")))
+        told.progress(Job(one, Path("nowhere")), half)
+        assert bars.tasks[1].percentage == 50
+
+
 # --- status and reports ------------------------------------------------------------------------
 
 
@@ -374,8 +389,10 @@ def test_status_says_where_every_run_stands(mine: str, half_run: str) -> None:
     rows = said("status", mine, "--out", half_run)["runs"]
     states = ["done", "done", "done", "diverged", "failed", "stopped"]
     assert [row["state"] for row in rows] == states
+    assert [row["epochs"] for row in rows] == [3, 3, 3, 3, 0, 0]  # a half line is none
     shown = run("status", mine, "--out", half_run).stdout
     assert "3 done, 1 diverged, 1 failed, 1 stopped" in shown
+    assert "3/300" in shown
     assert "no memory" in shown
     assert "the loss was not finite" in shown
     with lease.claimed(Path(half_run) / rows[5]["name"]):

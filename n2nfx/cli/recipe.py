@@ -354,15 +354,19 @@ def status(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) ->
     """Say where every run of a recipe stands."""
     from n2nfx.cli.recipe_text import show_status
     from n2nfx.recipe import read
-    from n2nfx.training.status import standing
+    from n2nfx.training.status import epochs_done, standing
 
     found = read(recipe, overrides)
     stands = {run.spec.name: standing(out / run.spec.name) for run in found.runs}
+    epochs = {name: epochs_done(out / name) for name in stands}
     if as_json:
-        rows = [{"name": name, "state": s.state, "told": s.told} for name, s in stands.items()]
+        rows = [
+            {"name": name, "state": one.state, "told": one.told, "epochs": epochs[name]}
+            for name, one in stands.items()
+        ]
         click.echo(json.dumps({"schema": SCHEMA_STATUS, "id": found.id, "runs": rows}, indent=2))
         return
-    show_status(stands)
+    show_status(stands, epochs, found.training.epochs)
 
 
 @recipe.command("report")

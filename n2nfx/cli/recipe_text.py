@@ -138,7 +138,7 @@ class _Bars:
         self._tasks[job.spec.name] = self._bars.add_task(job.spec.name, total=epochs, told="")
 
     def progress(self, job: Job, progress: Any) -> None:
-        done = progress.epoch + progress.step / max(1, progress.steps)
+        done = progress.epochs * progress.step / max(1, progress.steps)
         told = _how_far(progress)
         self._bars.update(self._tasks[job.spec.name], completed=done, told=told)
 
@@ -166,17 +166,16 @@ def _how_it_ended(ended: Ended) -> str:
 # --- status and reports ------------------------------------------------------------------------
 
 
-def show_status(stands: Mapping[str, Standing]) -> None:
-    """Every run that is begun, and how many there are of each kind."""
+def show_status(stands: Mapping[str, Standing], epochs: Mapping[str, int], of_epochs: int) -> None:
+    """Every run that is begun, how far it is, and how many there are of each kind."""
     out = console()
-    made = table("run", "state", "accuracy", "told")
+    made = table("run", "state", "epoch", "accuracy", "told")
     for name, one in stands.items():
         if one.state != "missing":
             accuracy = one.result.get("final_accuracy")
             shown = "" if accuracy is None else f"{accuracy:.2f}"
-            made.add_row(
-                name, one.state, shown, printable(one.told or one.result.get("reason") or "")
-            )
+            told = printable(one.told or one.result.get("reason") or "")
+            made.add_row(name, one.state, f"{epochs[name]}/{of_epochs}", shown, told)
     if made.row_count:
         out.print(made)
         say(out, "")

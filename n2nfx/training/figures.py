@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from n2nfx.errors import CannotOperate
 from n2nfx.recipe import Cell, Recipe
 from n2nfx.training.report import Row, Table, percent, rows, tables
-
-_EVENTS = "events.jsonl"
+from n2nfx.training.status import EVENTS
 
 
 def curves(recipe: Recipe, out: Path) -> Figure:
@@ -110,7 +109,7 @@ def _cells(table: Table) -> Iterator[Cell]:
 def _accuracies(folder: Path) -> Sequence[float]:
     """A run's accuracy by epoch, as far as it is; a last line that is half written is none."""
     try:
-        text = (folder / _EVENTS).read_text()
+        text = (folder / EVENTS).read_text()
     except FileNotFoundError:
         return []
     found = []

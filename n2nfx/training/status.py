@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from n2nfx.training import lease
 
-RESULT = "result.json"
+RESULT, EVENTS = "result.json", "events.jsonl"
 
 State = Literal["done", "diverged", "running", "stopped", "failed", "missing"]
 
@@ -28,6 +28,14 @@ class Standing:
     def is_over(self) -> bool:
         """Whether there is a result."""
         return self.state in ("done", "diverged")
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs of the run in a folder are measured; a line that is half written is none."""
+    try:
+        return (folder / EVENTS).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
 
 
 def standing(folder: Path) -> Standing:
