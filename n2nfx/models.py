@@ -99,7 +99,7 @@ def build(
             built = _from_file(canonical, num_classes, input_shape)
         else:
             canonical, notes = _resolve(name)
-            built = _from_zoo(canonical, num_classes, _channels(input_shape))
+            built = _from_zoo(canonical, num_classes, input_shape)
     return Model(
         name=canonical,
         module=built.module,
@@ -291,18 +291,18 @@ def _channels(input_shape: Shape | None) -> int:
     return input_shape[0] if input_shape is not None and len(input_shape) == len(_IMAGE) else 3
 
 
-def _from_zoo(canonical: str, num_classes: int | None, channels: int) -> _Built:
+def _from_zoo(canonical: str, num_classes: int | None, input_shape: Shape | None) -> _Built:
     zoo, _, name = canonical.partition(":")
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    return _BUILDERS[zoo](name, classes, channels)
+    return _BUILDERS[zoo](name, classes, input_shape)
 
 
-def _from_torchvision(name: str, classes: dict[str, int], channels: int) -> _Built:
+def _from_torchvision(name: str, classes: dict[str, int], input_shape: Shape | None) -> _Built:
     builder = _imported("torchvision.models").get_model_builder(name)
     if builder.__module__.startswith("torchvision.models.detection."):
         raise CannotOperate(f"torchvision:{name}: detection models cannot be operated on yet")
     shapes = _TORCHVISION_INPUTS.get(builder.__module__, (_IMAGE,))
-    if channels != 3:
+    if (channels := _channels(input_shape)) != 3:
         raise UsageError(
             f"torchvision:{name} takes images of 3 channels, not of {channels}; "
             "models of timm and n2nfx take others"
@@ -317,8 +317,9 @@ def _from_torchvision(name: str, classes: dict[str, int], channels: int) -> _Bui
     return _Built(_constructed(f"torchvision:{name}", builder, options), shapes)
 
 
-def _from_timm(name: str, classes: dict[str, int], channels: int) -> _Built:
+def _from_timm(name: str, classes: dict[str, int], input_shape: Shape | None) -> _Built:
     _check_tag(name)
+    channels = _channels(input_shape)
     others = {} if channels == 3 else {"in_chans": channels}
     options = {"model_name": name, "pretrained": False, **classes, **others}
     module = _constructed(f"timm:{name}", _imported("timm").create_model, options)
@@ -333,16 +334,18 @@ def _check_tag(name: str) -> None:
         raise UsageError(f"timm's {architecture} has no tag {tag!r}{did_you_mean(name, tagged)}")
 
 
-def _from_n2nfx(name: str, classes: dict[str, int], channels: int) -> _Built:
-    entry = n2nfx_zoo.NETWORKS[name]
+def _from_n2nfx(name: str, classes: dict[str, int], input_shape: Shape | None) -> _Built:
+    entry, channels = n2nfx_zoo.NETWORKS[name], _channels(input_shape)
     options = classes if channels == 3 else {**classes, "in_channels": channels}
+    if input_shape is not None and len(input_shape) == 1:
+        options = {**classes, "in_features": input_shape[0]}
     for option in options:
         if option not in inspect.signature(entry.builder).parameters:
             raise UsageError(f"n2nfx:{name} takes no {option}")
     return _Built(_constructed(f"n2nfx:{name}", entry.builder, options), (entry.input_shape,))
 
 
-_BUILDERS: dict[str, Callable[[str, dict[str, int], int], _Built]] = {
+_BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None], _Built]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "n2nfx": _from_n2nfx,

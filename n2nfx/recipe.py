@@ -14,7 +14,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -24,6 +24,7 @@ from n2nfx.runspec import Part, RunSpec, Training, canonical, name_of
 DENSITY = "DENSITY"
 """What stands for the density in the passes of a method."""
 
+_SHOWN = ("name", "title", "paper", "table", "figure")  # what changes no run
 _WORD = re.compile(rf"\b{DENSITY}\b")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r"'([^']*)'")
@@ -79,9 +80,11 @@ class Recipe(Part):
     """A matrix of runs, and how they are trained and shown.
 
     A method is a list of passes as texts, with DENSITY where the density goes; one that has it
-    nowhere is run once for each model and data set. `paper` is the table of printed values to set
-    beside (`recipes/_paper.toml`), `figure` what is drawn: accuracy by epoch (`curves`), or test
-    error by density (`errors`).
+    nowhere is run once for each model and data set. `table` is what its numbers are: accuracies,
+    or with `connectivity` also how far the trained networks' heat is from that of the method
+    without passes. `paper` is the table of printed values to set beside. `figure` is what is drawn:
+    accuracy by epoch (`curves`) or test error by density (`errors`); of the trained networks'
+    channel graphs their `adjacency`, or `alpha` over time.
     """
 
     name: Text
@@ -91,11 +94,12 @@ class Recipe(Part):
     scoring_images: Annotated[int, Field(ge=1)] = 256
     training: Training = Training()
     paper: str = ""
-    figure: Literal["none", "curves", "errors"] = "none"
+    table: Literal["accuracy", "connectivity"] = "accuracy"
+    figure: Literal["none", "curves", "errors", "adjacency", "alpha"] = "none"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        faults = list(_misfits(self.matrix.model_dump(), self.methods))
+        faults = list(_misfits(self.matrix.model_dump(), self.methods, self.table))
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -103,16 +107,19 @@ class Recipe(Part):
     @cached_property
     def id(self) -> str:
         """Name and hash of the canonical form, which what is only shown does not change."""
-        return name_of([self.name], canonical(self, without=("name", "title", "paper", "figure")))
+        return name_of([self.name], canonical(self, without=_SHOWN))
+
+    @cached_property
+    def reference(self) -> str | None:
+        """The method that prunes nothing: the first one without passes."""
+        return next((name for name in self._named if not self.methods[name]), None)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every cell once: by model, data, method and density, in the order of the file."""
         return tuple(
             Cell(model, data, method, density)
-            for model, data, method in product(
-                self.matrix.models, self.matrix.data, self.matrix.methods or tuple(self.methods)
-            )
+            for model, data, method in product(self.matrix.models, self.matrix.data, self._named)
             for density in self._densities(method)
         )
 
@@ -122,6 +129,11 @@ class Recipe(Part):
         return tuple(
             Run(cell, self._spec(cell, seed)) for seed in self.matrix.seeds for cell in self.cells
         )
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        """The methods that are run."""
+        return self.matrix.methods or tuple(self.methods)
 
     def _densities(self, method: str) -> tuple[float | None, ...]:
         return self.matrix.densities if _has_density(self.methods[method]) else (None,)
@@ -138,7 +150,7 @@ class Recipe(Part):
 
 
 def _has_density(passes: object) -> bool:
-    return isinstance(passes, list | tuple) and any(_WORD.search(str(text)) for text in passes)
+    return _is_list(passes) and any(_WORD.search(str(text)) for text in passes)
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -194,7 +206,8 @@ def parse(data: Mapping[str, Any], source: str) -> Recipe:
         return Recipe.model_validate(_as_tuples(data), strict=True)
     except ValidationError as error:
         lines = [line for one in error.errors() for line in _told(one)]
-        lines += _misfits(data.get("matrix"), data.get("methods"))  # seen though others are wrong
+        parts = (data.get(key) for key in ("matrix", "methods", "table"))
+        lines += _misfits(*parts)  # seen though others are wrong
         told = "\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))
         raise UsageError(told) from error
 
@@ -282,18 +295,26 @@ def _merged(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 # --- what is wrong, for a person ---------------------------------------------------------------
 
 
-def _misfits(matrix: object, methods: object) -> Iterator[str]:
-    """Where methods and matrix do not fit together, as far as they are what they should be."""
+def _misfits(matrix: object, methods: object, table: object) -> Iterator[str]:
+    """Where these do not fit together, as far as they are what they should be."""
     if not isinstance(matrix, dict) or not isinstance(methods, dict):
         return
-    named = matrix.get("methods") or ()
-    if isinstance(named, list | tuple):
-        for name in named:
-            if isinstance(name, str) and name not in methods:
-                near = did_you_mean(name, methods)
-                yield f"matrix.methods: there is no method {name!r}{near}"
+    named = matrix.get("methods")
+    named = [name for name in named if isinstance(name, str)] if _is_list(named) else []
+    for name in named:
+        if name not in methods:
+            yield f"matrix.methods: there is no method {name!r}{did_you_mean(name, methods)}"
     if not matrix.get("densities") and any(map(_has_density, methods.values())):
         yield f"matrix.densities: must name some, since methods speak of {DENSITY}"
+    if table == "connectivity" and all(methods.get(name) for name in named or methods):
+        yield (
+            "table: connectivity is a distance from a method without passes, which must be among "
+            "those that are run: Baseline = []"
+        )
+
+
+def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
 
 
 def _told(error: Any) -> Iterator[str]:

@@ -94,13 +94,15 @@ vgg19_cifar_quarter = partial(vgg19_cifar, width=0.25)
 resnet50_cifar_quarter = partial(resnet50_cifar, width=0.25)
 
 
-def mlp() -> nn.Module:
+def mlp(num_classes: int | None = None, in_features: int = _MLP_WIDTHS[0]) -> nn.Module:
     """The MLP of the paper's Fig. 3: five layers of neurons, four weights, no biases.
 
-    Takes (batch, 3072), gives (batch, 64); the last layer has no ReLU behind it.
+    Takes (batch, in_features), gives (batch, 64), or with a fifth weight behind them
+    (batch, num_classes); the last layer has no ReLU behind it.
     """
+    widths = (in_features, *_MLP_WIDTHS[1:], *([] if num_classes is None else [num_classes]))
     layers: list[nn.Module] = []
-    for width_in, width_out in pairwise(_MLP_WIDTHS):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out, bias=False), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -32,6 +32,7 @@ def run(
     device: str = "cpu",
     data_root: Path | None = None,
     watch: Callable[[Any], None] | None = None,
+    tensorboard: bool = False,
 ) -> None:
     """Leaves one line of `journal` for each begin, and a result that can be made only once."""
     with (folder / "at-work").open("w") as file:

@@ -15,7 +15,7 @@ from torch import Tensor
 from n2nfx import catalogue
 from n2nfx.errors import CannotOperate, DamagedFile, UsageError
 from n2nfx.training.augment import Augmentation
-from n2nfx.training.data import Data, load
+from n2nfx.training.data import Data, load, load_for
 from n2nfx.training.images import Images
 
 
@@ -60,6 +60,17 @@ def test_both_parts_are_read_in_the_files_order(
     assert torch.equal(read, torch.from_numpy(made))
     labels = torch.cat([found.train.labels, found.test.labels])
     assert torch.equal(labels, torch.arange(len(made)) % 10)
+
+
+def test_a_network_that_takes_vectors_is_given_the_images_as_such(
+    sets: dict[str, Set], tmp_path: Path
+) -> None:
+    sets["cifar10"].put(tmp_path)
+    plain, flat = load("cifar10", tmp_path), load_for("n2nfx:mlp", "cifar10", tmp_path)
+    assert (flat.shape, plain.shape) == ((int(np.prod(SHAPE)),), SHAPE)
+    pairs = zip(plain.epoch(1, 4, seed=5), flat.epoch(1, 4, seed=5), strict=True)
+    assert all(vectors.equal(images.flatten(1)) for (images, _), (vectors, _) in pairs)
+    assert flat.first(3)[0].equal(plain.first(3)[0].flatten(1))
 
 
 def test_every_file_of_a_data_set_is_refused_when_it_is_cut_where_a_record_ends(

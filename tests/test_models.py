@@ -247,10 +247,20 @@ def test_the_number_of_classes_is_the_zoos_own_unless_chosen() -> None:
     assert forward(models.build("squeezenet1_1")).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("name", ["n2nfx:mlp", "raft_small"])
-def test_classes_for_a_model_that_has_none_are_refused(name: str) -> None:
+def test_classes_for_a_model_that_has_none_are_refused() -> None:
     with pytest.raises(UsageError, match="takes no num_classes"):
-        models.build(name, num_classes=10)
+        models.build("raft_small", num_classes=10)
+
+
+def test_the_mlp_has_its_input_and_behind_its_layers_classes() -> None:
+    own = models.build("n2nfx:mlp")
+    asked = models.build("n2nfx:mlp", num_classes=10, input_shape=(784,))
+    shapes = [[tuple(p.shape) for p in model.module.parameters()] for model in (own, asked)]
+    inner = [(256, 512), (128, 256), (64, 128)]
+    assert shapes == [[(512, 3072), *inner], [(512, 784), *inner, (10, 64)]]
+    assert forward(asked).shape == (1, 10)
+    with pytest.raises(UsageError, match="vgg19_cifar takes no in_features"):
+        models.build("n2nfx:vgg19_cifar", input_shape=(784,))
 
 
 @pytest.mark.parametrize("shape", [(), (3, 0, 32), (-1,)])

@@ -37,8 +37,8 @@ def faults(data: dict[str, Any]) -> list[str]:
 
 
 def test_these_recipes_are_shipped() -> None:
-    names = "controls fashion-mnist fig5 fig6 modern pruners smoke table1 table2"
-    assert set(names.split()) <= set(SHIPPED)
+    names = "controls fashion-mnist fig3 fig4 fig5 fig6 modern pruners smoke table1 table2 table3"
+    assert set(names.split()) == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -51,7 +51,8 @@ def test_every_shipped_recipe_is_right_and_no_run_is_there_twice(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "cells", "runs"), [("table1", 52, 156), ("table2", 13, 39), ("fashion-mnist", 66, 198)]
+    ("name", "cells", "runs"),
+    [("table1", 52, 156), ("table2", 13, 39), ("table3", 34, 102), ("fashion-mnist", 66, 198)],
 )
 def test_the_tables_have_as_many_cells_as_the_papers(name: str, cells: int, runs: int) -> None:
     found = read(name)
@@ -65,11 +66,11 @@ def test_table_1_is_trained_as_the_paper_says() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["fig5", "fig6"])
-def test_the_figures_share_their_runs_with_table_1(name: str) -> None:
-    table, figure = ({run.spec.name for run in read(n).runs} for n in ("table1", name))
-    own = {run.spec.name for run in read(name).runs if "ResSkip" in run.cell.method}
-    assert figure - table == own
+@pytest.mark.parametrize("name", ["table3", "fig4", "fig5", "fig6"])
+def test_the_others_share_their_runs_with_table_1(name: str) -> None:
+    table, other = ({run.spec.name for run in read(n).runs} for n in ("table1", name))
+    own = [r for r in read(name).runs if "ResSkip" in r.cell.method or r.cell.density == 0.5]
+    assert other - table == {run.spec.name for run in own}
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -100,7 +101,8 @@ def test_names_do_not_change_with_what_is_at_its_default() -> None:
     plain, said = small(), small(training={"epochs": 300, "lr": 0.05})
     assert plain.id == said.id
     assert [run.spec.name for run in plain.runs] == [run.spec.name for run in said.runs]
-    assert plain.id == small(title="another", paper="table1", figure="curves").id
+    shown = {"title": "another", "paper": "table1", "figure": "curves", "table": "connectivity"}
+    assert plain.id == small(**shown).id
     assert plain.id != small(training={"epochs": 299}).id
 
 
@@ -200,6 +202,16 @@ def test_densities_are_asked_for_where_a_method_has_one() -> None:
     assert len(small(matrix={"models": ["a"], "data": ["d"]}, methods={"Dense": []}).runs) == 3
 
 
+@pytest.mark.parametrize("methods", [["RP"], ["RP", "Other"]])
+def test_a_distance_is_from_a_method_without_passes_that_is_run(methods: list[str]) -> None:
+    assert small().reference == "Dense"
+    three = {**SMALL["methods"], "Other": ["shuffle"]}
+    data = {**SMALL, "methods": three, "table": "connectivity"}
+    assert parse(data, "small.toml").reference == "Dense"
+    (line,) = faults({**data, "matrix": {**SMALL["matrix"], "methods": methods}})
+    assert line.startswith("small.toml: table: connectivity is a distance from a method without")
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -235,11 +247,12 @@ def test_a_file_of_ones_own_is_read_and_named_by_itself(tmp_path: Path) -> None:
 
 KEYS = st.sampled_from(
     ["name", "matrix", "methods", "training", "models", "data", "seeds", "densities", "epochs",
-     "lr", "schedule", "RP", "scoring_images", "paper", "figure", "x", ""]
+     "lr", "schedule", "RP", "scoring_images", "paper", "table", "figure", "x", ""]
 )  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-    | st.sampled_from(["random{density=DENSITY}", "n2nfx:mlp", "cosine"]) | st.dates()
+    | st.sampled_from(["random{density=DENSITY}", "n2nfx:mlp", "cosine", "connectivity"])
+    | st.dates()
 )  # fmt: skip
 ANYTHING = st.recursive(
     SCALARS, lambda own: st.lists(own, max_size=3) | st.dictionaries(KEYS, own, max_size=5)

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.progress
 import sweep_samples
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from n2nfx import recipe
 from n2nfx.cli import main
+from n2nfx.cli.recipe_text import _Bars
 from n2nfx.training import lease, local, plan
+from n2nfx.training.loop import Progress
 from n2nfx.training.plan import Speed
 from n2nfx.training.sweep import Job, work
 
@@ -268,8 +272,9 @@ def test_slurm_is_handed_an_array_of_jobs(
         def update_parameters(self, **options: Any) -> None:
             asked.update(options)
 
-        def map_array(self, task: Any, jobs: list[Job]) -> None:
+        def map_array(self, task: Any, jobs: list[Job]) -> list[Any]:
             asked.update(task=task, jobs=jobs)
+            return [types.SimpleNamespace(job_id=f"7_{place}") for place in range(len(jobs))]
 
     class DelayedSubmission:
         def __init__(self, *parts: Any) -> None:
@@ -281,16 +286,77 @@ def test_slurm_is_handed_an_array_of_jobs(
     )
     monkeypatch.setitem(sys.modules, "submitit", fake)
     monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
-    options = ("--executor", "slurm", "--slurm", "partition=gpu", "--slurm", "gpus_per_node=1")
-    result = run("run", mine, "--out", str(tmp_path / "runs"), *options)
+    given = {"slurm_partition": "gpu", "gpus_per_node": 1, "mem_gb": 7.5, "slurm_time": "1:30"}
+    options = [part for key, value in given.items() for part in ("--slurm", f"{key}={value}")]
+    result = run("run", mine, "--out", str(tmp_path / "runs"), "--executor", "slurm", *options)
     assert result.exit_code == 0, result.stderr
-    assert (asked["cluster"], asked["partition"], asked["gpus_per_node"]) == ("slurm", "gpu", 1)
+    assert given.items() <= asked.items()
+    assert asked["cluster"] == "slurm"
+    assert asked["slurm_max_num_timeout"] >= 100  # each goes on where the one before was
+    assert "Slurm has 6 runs as 7_0 to 7_5" in result.stderr
+    assert "begins" not in result.stderr
     assert asked["folder"] == tmp_path / "runs" / "slurm"
     jobs, task = asked["jobs"], asked["task"]
     assert [job.spec for job in jobs] == [one.spec for one in recipe.read(mine).runs]
     assert {job.device for job in jobs} == {"cuda"}
     assert task.checkpoint(jobs[0]).parts == (task, jobs[0])
     assert run("run", mine, "--executor", "slurm", "--slurm", "gpu").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "code", "told"),
+    [
+        ("map_array", RuntimeError("sbatch: error: invalid partition\nsbatch: no"), 3, "partition"),
+        ("__init__", RuntimeError("Could not detect srun"), 3, "did not take the jobs: Could not"),
+        ("update_parameters", NameError("Parameter 'partitionn'"), 2, "--slurm: Parameter"),
+        ("update_parameters", AssertionError("expected type int"), 2, "--slurm: expected type int"),
+    ],
+)
+def test_what_slurm_does_not_take_is_told(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    where: str, error: Exception, code: int, told: str,
+) -> None:  # fmt: skip
+    def method(name: str) -> Any:
+        def call(*given: Any, **named: Any) -> None:
+            if name == where:
+                raise error
+
+        return call
+
+    names = ("__init__", "update_parameters", "map_array")
+    fake = types.SimpleNamespace(AutoExecutor=type("Fake", (), {n: method(n) for n in names}))
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    result = run("run", mine, "--out", str(tmp_path / "runs"), "--executor", "slurm")
+    assert result.exit_code == code
+    assert told in result.stderr
+    assert "no" not in result.stderr.splitlines()[-1].split()  # one line of what sbatch said
+
+
+@pytest.mark.usefixtures("trained_by_samples")
+def test_where_nothing_is_left_to_do_no_executor_is_asked(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    options = ("matrix.seeds=0", "--out", str(tmp_path / "runs"))
+    assert run("run", mine, *options).exit_code == 0
+    for name in ("ray", "submitit"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it would be an error
+    for executor in ("ray", "slurm"):
+        result = run("run", mine, *options, "--executor", executor)
+        assert result.exit_code == 0, result.stderr
+        assert "0 of 3 runs to do" in result.stderr
+
+
+def test_a_bar_is_as_long_as_the_training_is_far() -> None:
+    (one,) = sweep_samples.specs(1)
+    half = Progress(epoch=150, epochs=300, step=30, steps=60, images_per_second=1.0,
+                    seconds_left=9.0, last=None)  # fmt: skip
+    with rich.progress.Progress(console=Console(file=io.StringIO())) as bars:
+        told = _Bars(bars, 1)
+        told.started(Job(one, Path("nowhere")))
+        told.progress(Job(one, Path("nowhere")), half)
+        assert bars.tasks[1].percentage == 50
 
 
 # --- status and reports ------------------------------------------------------------------------
@@ -323,8 +389,10 @@ def test_status_says_where_every_run_stands(mine: str, half_run: str) -> None:
     rows = said("status", mine, "--out", half_run)["runs"]
     states = ["done", "done", "done", "diverged", "failed", "stopped"]
     assert [row["state"] for row in rows] == states
+    assert [row["epochs"] for row in rows] == [3, 3, 3, 3, 0, 0]  # a half line is none
     shown = run("status", mine, "--out", half_run).stdout
     assert "3 done, 1 diverged, 1 failed, 1 stopped" in shown
+    assert "3/300" in shown
     assert "no memory" in shown
     assert "the loss was not finite" in shown
     with lease.claimed(Path(half_run) / rows[5]["name"]):

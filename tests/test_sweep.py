@@ -93,6 +93,21 @@ def test_a_run_that_another_is_at_is_left_to_it(tmp_path: Path) -> None:
     assert not (one.folder / "journal").exists()
 
 
+def test_a_run_is_told_what_its_job_says(tmp_path: Path) -> None:
+    told: dict[str, object] = {}
+
+    def run(spec: RunSpec, folder: Path, **options: object) -> None:
+        told.update(options, spec=spec, folder=folder)
+        sweep_samples.finish(folder)
+
+    (one,) = sweep.left(specs(1), tmp_path, data_root=tmp_path / "data", tensorboard=True)
+    work(one, run)
+    assert told == {
+        "spec": one.spec, "folder": one.folder, "device": "cpu", "data_root": tmp_path / "data",
+        "watch": None, "tensorboard": True,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\0"])
 def test_a_damaged_result_is_no_result(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
@@ -226,7 +241,9 @@ def test_processes_die_with_their_sweep(tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=60)  # whose end is that of all who hold its stdout
     assert workers(tmp_path, jobs) == []
-    assert [standing(tmp_path / spec.name).state for spec in jobs] == ["stopped", "stopped"]
+    stands = [standing(tmp_path / spec.name) for spec in jobs]
+    assert [one.state for one in stands] == ["stopped", "stopped"]
+    assert all(one.told.startswith("process ") and one.told.endswith(" died") for one in stands)
 
 
 def test_two_sweeps_with_random_kills_give_every_result_exactly_once(tmp_path: Path) -> None:

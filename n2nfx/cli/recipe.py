@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from n2nfx.cli.text import printable
 if TYPE_CHECKING:
     from n2nfx.recipe import Recipe
     from n2nfx.training.local import Local
+    from n2nfx.training.report import Report
     from n2nfx.training.sweep import Executor
 
 SCHEMA_LS = "n2nfx.recipe-ls/1"
@@ -245,7 +246,11 @@ class Share(click.ParamType):
 @click.option("--address", help="Of ray: a cluster's.")
 @click.option(
     "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE",
-    help="Of slurm: submitit's, such as partition=gpu gpus_per_node=1 timeout_min=240.",
+    help="Of slurm: submitit's, such as slurm_partition=gpu gpus_per_node=1 timeout_min=240.",
+)  # fmt: skip
+@click.option(
+    "--tensorboard", is_flag=True,
+    help="Write runs' epochs for TensorBoard too: tensorboard --logdir OUT.",
 )  # fmt: skip
 @options.data_root("--data-root")
 def run(
@@ -254,6 +259,7 @@ def run(
     out: Path,
     retry: bool,
     shard: tuple[int, int] | None,
+    tensorboard: bool,
     data_root: Path | None,
     **asked: Any,
 ) -> None:
@@ -265,21 +271,27 @@ def run(
     from n2nfx.cli.recipe_text import narrated_sweep, show_report
     from n2nfx.training import sweep
     from n2nfx.training.check import require_data
+    from n2nfx.training.results import report
+    from n2nfx.training.tensorboard import require_installed
 
     found = _checked(recipe, overrides)
     executor = _executor(out, **asked)
     require_data(found, data_root)
+    if tensorboard:
+        require_installed()
     specs = [one.spec for one in found.runs]
     if shard is not None:
         specs = sweep.share(specs, *shard)
-    jobs = sweep.left(specs, out, data_root=data_root, retry=retry)
+    jobs = sweep.left(specs, out, data_root=data_root, retry=retry, tensorboard=tensorboard)
     epochs = len(jobs) * found.training.epochs
     click.echo(
         f"{found.id}: {len(jobs)} of {len(specs)} runs to do, {epochs:,} epochs, in {out}", err=True
     )
-    with narrated(), narrated_sweep(jobs) as teller:
-        executor(jobs, teller)
-    show_report(found, out)
+    with narrated():
+        if jobs:
+            with narrated_sweep(jobs) as teller:
+                executor(jobs, teller)
+        show_report(report(found, out))
     _require_all_right(specs, out)
 
 
@@ -306,13 +318,16 @@ def _executor(
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value a whole number where it is one."""
+    """KEY=VALUE, the value a number where it is one."""
     from n2nfx.errors import UsageError
 
     key, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"--slurm {text!r} is not KEY=VALUE, such as partition=gpu")
-    return key, int(value) if value.isdigit() else value
+        raise UsageError(f"--slurm {text!r} is not KEY=VALUE, such as slurm_partition=gpu")
+    for number in (int, float):
+        with suppress(ValueError):
+            return key, number(value)
+    return key, value
 
 
 def _require_all_right(specs: Sequence[Any], out: Path) -> None:
@@ -339,15 +354,19 @@ def status(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) ->
     """Say where every run of a recipe stands."""
     from n2nfx.cli.recipe_text import show_status
     from n2nfx.recipe import read
-    from n2nfx.training.status import standing
+    from n2nfx.training.status import epochs_done, standing
 
     found = read(recipe, overrides)
     stands = {run.spec.name: standing(out / run.spec.name) for run in found.runs}
+    epochs = {name: epochs_done(out / name) for name in stands}
     if as_json:
-        rows = [{"name": name, "state": s.state, "told": s.told} for name, s in stands.items()]
+        rows = [
+            {"name": name, "state": one.state, "told": one.told, "epochs": epochs[name]}
+            for name, one in stands.items()
+        ]
         click.echo(json.dumps({"schema": SCHEMA_STATUS, "id": found.id, "runs": rows}, indent=2))
         return
-    show_status(stands)
+    show_status(stands, epochs, found.training.epochs)
 
 
 @recipe.command("report")
@@ -373,38 +392,40 @@ def report(
 
     Cells whose runs are missing, at work or failed say so.
     """
+    from n2nfx.cli.narrate import narrated
     from n2nfx.recipe import read
 
     found = read(recipe, overrides)
-    _print_report(found, out, "json" if as_json else format)
-    if watch:
-        _watch(found, out, "json" if as_json else format)
+    with narrated():
+        _print_reports(found, out, "json" if as_json else format, watch)
     if figure is not None:
-        from n2nfx.training.figures import draw
+        from n2nfx.training.results import draw
 
-        draw(found, out, figure)
+        with narrated():
+            draw(found, out, figure)
         click.echo(f"{figure}: drawn", err=True)
 
 
-def _print_report(found: "Recipe", out: Path, format: str) -> None:
+def _print_reports(found: "Recipe", out: Path, format: str, watch: bool) -> None:
+    """Print the report; to watch, again whenever it changes, until nothing is left to wait for."""
+    from n2nfx.training.results import report
+
+    before = report(found, out)
+    _print_report(before, format)
+    while watch and any(row.is_open for row in before.rows):
+        time.sleep(_LOOK_EVERY)
+        now = report(found, out)
+        if now != before:
+            _print_report(now, format)
+        before = now
+
+
+def _print_report(found: "Report", format: str) -> None:
     from n2nfx.cli.recipe_text import show_report
-    from n2nfx.training.report import FORMATS, rows
+    from n2nfx.training.report import FORMATS
 
     if format == "text":
-        show_report(found, out)
+        show_report(found)
         return
-    click.echo(FORMATS[format](found, rows(found, out)), nl=False)
+    click.echo(FORMATS[format](found), nl=False)
     sys.stdout.flush()
-
-
-def _watch(found: "Recipe", out: Path, format: str) -> None:
-    """Print the report again whenever a number changes, until nothing is left to wait for."""
-    from n2nfx.training.report import rows
-
-    before = rows(found, out)
-    while any(row.is_open for row in before):
-        time.sleep(_LOOK_EVERY)
-        now = rows(found, out)
-        if now != before:
-            _print_report(found, out, format)
-        before = now

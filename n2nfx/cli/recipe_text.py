@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,9 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from n2nfx.cli.tables import console, say, table
 from n2nfx.cli.text import printable
-from n2nfx.recipe import Recipe
 from n2nfx.training.plan import Plan
-from n2nfx.training.report import Row, lines, notes, percent, rows, tables
+from n2nfx.training.report import Report, Row, lines, percent, tables
 from n2nfx.training.status import Standing
 from n2nfx.training.sweep import Ended, Job, Teller
 
@@ -140,7 +138,7 @@ class _Bars:
         self._tasks[job.spec.name] = self._bars.add_task(job.spec.name, total=epochs, told="")
 
     def progress(self, job: Job, progress: Any) -> None:
-        done = progress.epoch + progress.step / max(1, progress.steps)
+        done = progress.epochs * progress.step / max(1, progress.steps)
         told = _how_far(progress)
         self._bars.update(self._tasks[job.spec.name], completed=done, told=told)
 
@@ -168,17 +166,16 @@ def _how_it_ended(ended: Ended) -> str:
 # --- status and reports ------------------------------------------------------------------------
 
 
-def show_status(stands: Mapping[str, Standing]) -> None:
-    """Every run that is begun, and how many there are of each kind."""
+def show_status(stands: Mapping[str, Standing], epochs: Mapping[str, int], of_epochs: int) -> None:
+    """Every run that is begun, how far it is, and how many there are of each kind."""
     out = console()
-    made = table("run", "state", "accuracy", "told")
+    made = table("run", "state", "epoch", "accuracy", "told")
     for name, one in stands.items():
         if one.state != "missing":
             accuracy = one.result.get("final_accuracy")
             shown = "" if accuracy is None else f"{accuracy:.2f}"
-            made.add_row(
-                name, one.state, shown, printable(one.told or one.result.get("reason") or "")
-            )
+            told = printable(one.told or one.result.get("reason") or "")
+            made.add_row(name, one.state, f"{epochs[name]}/{of_epochs}", shown, told)
     if made.row_count:
         out.print(made)
         say(out, "")
@@ -186,21 +183,20 @@ def show_status(stands: Mapping[str, Standing]) -> None:
     say(out, ", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
-def show_report(recipe: Recipe, out: Path) -> None:
+def show_report(found: Report) -> None:
     """A table for each model and data set, and what must be said beside."""
-    screen, found = console(), rows(recipe, out)
-    say(screen, recipe.title or recipe.name)
-    for one in tables(found):
+    screen = console()
+    say(screen, found.recipe.title or found.recipe.name)
+    for one in tables(found.rows):
         say(screen, "")
         made = table(one.title, *map(percent, one.densities), left=1)
         for method, cells in one.each():
             made.add_row(method, *(_stacked(row) for row in cells))
             made.add_section()
         screen.print(made)
-    told = notes(recipe, found)
-    if told:
+    if found.notes:
         say(screen, "")
-    for note in told:
+    for note in found.notes:
         say(screen, printable(note))
 
 

@@ -1,6 +1,6 @@
 """Fig. 3 and Fig. 4, computed: graphs to draw, and curves of alpha(K, t)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -34,9 +34,20 @@ def fig4(
     seed: int = 0,
 ) -> dict[str, Scree]:
     """alpha(K, t) over t in [0, 2] of a reference and of graphs pruned from it, by label."""
-    times = np.linspace(*TIMES)
     graphs = {"reference": reference}
     graphs |= {f"{name}, {density:.0%}": graph for name, density, graph in pruned}
+    return alphas(graphs, share=share, method=method, seed=seed)
+
+
+def alphas(
+    graphs: Mapping[str, ChannelGraph],
+    *,
+    share: float = SHARE,
+    method: Method = "auto",
+    seed: int = 0,
+) -> dict[str, Scree]:
+    """alpha(K, t) over Fig. 4's times of any graphs, by label."""
+    times = np.linspace(*TIMES)
     return {
         label: graph.scree(share, times, method=method, seed=seed)
         for label, graph in graphs.items()

@@ -12,13 +12,12 @@ from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.loading import load
 from n2nfx.network import Network, Probe
 from n2nfx.operate import PRUNERS, Batch
-from n2nfx.paper.printed import Place
+from n2nfx.paper.printed import NETWORKS, Place
 from n2nfx.passes import N2NSkip
 from n2nfx.pipeline import Pass, Pipeline
 from n2nfx.seeds import derive
 from n2nfx.source import network_of
 
-NETWORKS = {"vgg19": "n2nfx:vgg19_cifar", "resnet50": "n2nfx:resnet50_cifar"}
 METHODS = {"rp": "random", "n2nskip-rp": "random", "csp": "snip", "n2nskip-csp": "snip"}
 DENSITIES = (0.5, 0.1, 0.05, 0.02)
 

@@ -7,6 +7,9 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import NamedTuple
 
+NETWORKS = {"vgg19": "n2nfx:vgg19_cifar", "resnet50": "n2nfx:resnet50_cifar"}
+"""What we call the networks that it has."""
+
 
 class Place(NamedTuple):
     """A place in Table 3: a network, a method, and the density that it was pruned to."""

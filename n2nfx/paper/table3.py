@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
-from n2nfx.connectivity.compare import Comparison, compare_with, measure
+from n2nfx.connectivity.compare import Measured, compare_with, measure
 from n2nfx.connectivity.conventions import TAU
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.paper.order import Agreement, Figure, agreement, agrees
@@ -74,14 +74,20 @@ def cells(
 
     The heat of the reference is computed once for each convention. Raises as `compare`.
     """
-    tau = tuple(tau)
-    measured = [measure(reference, convention, tau=tau) for convention in _CONVENTIONS]
+    heats = measured(reference, tau=tau)
     for method, density, graph in pruned:
-        found = [compare_with(one, graph) for one in measured]
-        yield _cell(Place(network, method, density), found)
+        yield cell(Place(network, method, density), heats, graph)
 
 
-def _cell(place: Place, found: Sequence[Comparison]) -> Cell:
+def measured(reference: ChannelGraph, *, tau: Iterable[float] = TAU) -> tuple[Measured, ...]:
+    """The heat of a reference in each convention, to compare any number of graphs with."""
+    tau = tuple(tau)
+    return tuple(measure(reference, convention, tau=tau) for convention in _CONVENTIONS)
+
+
+def cell(place: Place, reference: Iterable[Measured], graph: ChannelGraph) -> Cell:
+    """One cell, of a graph and what was measured of its reference. Raises as `compare`."""
+    found = [compare_with(one, graph) for one in reference]
     figures: dict[str, Figure] = {}
     times: dict[str, tuple[float, float]] = {}
     for one in found:
@@ -89,7 +95,7 @@ def _cell(place: Place, found: Sequence[Comparison]) -> Cell:
             reading = f"{one.convention} {tau:g}"
             figures[reading] = Figure(float(one.frobenius[at]), float(one.certificate[at]))
             times[reading] = float(one.times[at]), float(one.times_of_graph[at])
-    first, graph = found[0], found[0].graph.graph
+    first = found[0]
     return Cell(
         place=place,
         figures={**figures, _SATURATED: Figure(first.frobenius_saturated)},

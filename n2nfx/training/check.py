@@ -8,7 +8,7 @@ from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.recipe import DENSITY, Recipe
 from n2nfx.registry import passes
 from n2nfx.spec import from_text
-from n2nfx.training.printed import tables
+from n2nfx.training.printed import known as known_tables
 
 
 def require_known(recipe: Recipe, source: str) -> None:
@@ -37,9 +37,13 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield from _told(
                 f"methods.{method}.{place}", lambda whole=whole: from_text(whole, known)
             )
-    if recipe.paper and recipe.paper not in tables():
-        near = did_you_mean(recipe.paper, tables())
-        yield "paper", f"there are no printed values {recipe.paper!r}{near}"
+    printed = known_tables(recipe.table)
+    if recipe.paper and recipe.paper not in printed:
+        near = did_you_mean(recipe.paper, printed) or f"; there is {', '.join(printed)}"
+        yield (
+            "paper",
+            f"there are no printed values {recipe.paper!r} of {recipe.table}{near}",
+        )
 
 
 def _told(key: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ class Data:
     """A data set: images to train on and to test on, the classes' names, and how to normalize.
 
     `mean` and `std` are those of each channel of the training images, of pixels from 0 to 1.
+    With `flat`, networks are given an image as a vector, once it is augmented and normalized.
     """
 
     name: str
@@ -35,11 +37,12 @@ class Data:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    flat: bool = False
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return self.train.shape
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an image, or their product."""
+        return (prod(self.train.shape),) if self.flat else self.train.shape
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
         """The first training images as one batch: normalized (float32), and their labels.
@@ -85,11 +88,12 @@ class Data:
             255 * torch.tensor(numbers, dtype=torch.float64)[:, None, None]
             for numbers in (self.mean, self.std)
         )
-        return (
+        images = (
             pixels.float()
             .sub_(mean.to(pixels.device, torch.float32))
             .div_(std.to(pixels.device, torch.float32))
         )
+        return images.flatten(1) if self.flat else images
 
     def to(self, device: torch.device | str) -> "Data":
         """The same with what is in memory on a device; what is read from files stays there."""
@@ -178,10 +182,13 @@ def load_for(
 ) -> Data:
     """`load`, and the images brought to what a model of that name takes, where that is known.
 
-    Networks of ours are made for one size; images that are smaller are padded to it.
+    Networks of ours are made for one size; images that are smaller are padded to it. One that
+    takes no images takes them as vectors.
     """
     found = load(name, root)
     ours = NETWORKS.get(model.removeprefix("n2nfx:"))
+    if input_shape is None and ours is not None and len(ours.input_shape) == 1:
+        return replace(found.fitted(None, num_classes), flat=True)
     if input_shape is None and ours is not None and len(ours.input_shape) == len(found.shape):
         input_shape = (found.shape[0], *map(max, found.shape[1:], ours.input_shape[1:]))
     return found.fitted(input_shape, num_classes)

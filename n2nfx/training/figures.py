@@ -1,46 +1,47 @@
 """A recipe's figure: accuracy by epoch (as Fig. 5), or test error by density (as Fig. 6)."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate
 from n2nfx.recipe import Cell, Recipe
 from n2nfx.training.report import Row, Table, percent, rows, tables
+from n2nfx.training.status import EVENTS
 
-_EVENTS = "events.jsonl"
 
+def curves(recipe: Recipe, out: Path) -> Figure:
+    """Accuracy by epoch of the runs in a folder, as Fig. 5.
 
-def draw(recipe: Recipe, out: Path, file: Path) -> None:
-    """Write the recipe's figure of the runs in `out`: png, svg or pdf, as the file's name ends.
-
-    Raises UsageError where the recipe has none, CannotOperate where there is nothing to draw yet.
+    Raises CannotOperate where there is nothing to draw yet.
     """
-    if recipe.figure == "none":
-        raise UsageError(
-            f"{recipe.name} has no figure; figure=curves or figure=errors gives it one"
-        )
+    return _drawn(recipe, out, lambda axis, table: _curves(axis, recipe, table, out))
+
+
+def errors(recipe: Recipe, out: Path) -> Figure:
+    """Test error by density of the runs in a folder, as Fig. 6.
+
+    Raises CannotOperate where there is nothing to draw yet.
+    """
+    return _drawn(recipe, out, _errors)
+
+
+def _drawn(recipe: Recipe, out: Path, draw: Callable[[Any, Table], int]) -> Figure:
+    """A panel for each table, and in it so many lines as `draw` says that it drew."""
     found = tables(rows(recipe, out))
-    figure = _figure(len(found))
+    figure = Figure(figsize=(1 + 4 * len(found), 3.6), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     drawn = 0
     for axis, table in zip(axes, found, strict=True):
         axis.set_title(table.title, fontsize=9)
-        if recipe.figure == "curves":
-            drawn += _curves(axis, recipe, table, out)
-        else:
-            drawn += _errors(axis, table)
+        drawn += draw(axis, table)
     if not drawn:
         raise CannotOperate(f"{out}: no run of {recipe.name} has anything to draw yet")
     axes[0].legend(fontsize=8)
-    figure.suptitle(recipe.title, fontsize=10)
-    try:
-        figure.savefig(file, dpi=150)
-    except ValueError as error:  # a file of a kind that there is not
-        raise UsageError(f"{file}: {error}") from error
+    return figure
 
 
 def _curves(axis: Any, recipe: Recipe, table: Table, out: Path) -> int:
@@ -108,7 +109,7 @@ def _cells(table: Table) -> Iterator[Cell]:
 def _accuracies(folder: Path) -> Sequence[float]:
     """A run's accuracy by epoch, as far as it is; a last line that is half written is none."""
     try:
-        text = (folder / _EVENTS).read_text()
+        text = (folder / EVENTS).read_text()
     except FileNotFoundError:
         return []
     found = []
@@ -118,7 +119,3 @@ def _accuracies(folder: Path) -> Sequence[float]:
         except (ValueError, KeyError, TypeError):
             break
     return found
-
-
-def _figure(panels: int) -> Figure:
-    return Figure(figsize=(1 + 4 * panels, 3.6), layout="constrained")

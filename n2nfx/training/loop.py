@@ -232,7 +232,7 @@ class Trainer:
 
     def _scores(self, module: nn.Module, pixels: Tensor) -> Tensor:
         images = self.data.normalized(pixels.to(self.device, non_blocking=True))
-        if self.training.channels_last:
+        if self.training.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         kind = _PRECISIONS[self.training.precision]
         with torch.autocast(self.device.type, kind, enabled=kind is not None):

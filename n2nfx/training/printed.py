@@ -1,14 +1,18 @@
-"""What the paper prints for a cell of a recipe, read from a file beside the recipes."""
+"""What the paper prints for a cell of a recipe: accuracies and distances, each from its file."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from n2nfx.paper.printed import NETWORKS, Place, table3
 from n2nfx.recipe import Cell
 
 _FILE = "_paper.toml"
+_DISTANCES = {"table3": table3}
+_NAMES = {ours: name for name, ours in NETWORKS.items()}
+_CIFAR = ("cifar10", "cifar100")  # which of them Table 3 is of, the paper does not say
 
 
 class Spread(NamedTuple):
@@ -19,9 +23,9 @@ class Spread(NamedTuple):
     n: int
 
 
-def tables() -> Mapping[str, Any]:
-    """Every table that is there, by name."""
-    return _read()
+def known(table: str) -> Collection[str]:
+    """The names of what is printed for a recipe's kind of table."""
+    return (_DISTANCES if table == "connectivity" else _read()).keys()
 
 
 def printed(table: str, cell: Cell) -> Spread | None:
@@ -36,6 +40,18 @@ def printed(table: str, cell: Cell) -> Spread | None:
     place = 0 if cell.density is None else own["densities"].index(cell.density)
     mean, std = row[place]
     return Spread(mean, std, 3)
+
+
+def place_of(cell: Cell, density: float) -> Place:
+    """Where a cell would stand in Table 3, by the paper's names where it has one."""
+    return Place(_NAMES.get(cell.model, cell.model), cell.method.lower(), density)
+
+
+def distance(table: str, cell: Cell) -> float | None:
+    """F of a cell; None where the paper has nothing for such a cell."""
+    if table not in _DISTANCES or cell.data not in _CIFAR or cell.density is None:
+        return None
+    return _DISTANCES[table]().get(place_of(cell, cell.density))
 
 
 @cache

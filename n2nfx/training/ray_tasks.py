@@ -7,9 +7,11 @@ from typing import Any
 
 from n2nfx.errors import CannotOperate
 from n2nfx.training import lease
+from n2nfx.training.status import standing
 from n2nfx.training.sweep import Ended, Job, Runner, Teller, default_runner, work
 
 _RETRIES = 2  # of a task whose process was killed
+_LOOK_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,25 @@ class Ray:
         for job in jobs:
             here = replace(job, device=device, folder=job.folder.absolute())
             pending[task.remote(here, self.run)] = here
-            teller.started(here)
+        waiting = list(pending.values())
         while pending:
-            (ready,), _ = ray.wait(list(pending), num_returns=1)
-            job = pending.pop(ready)
-            try:
-                teller.ended(ray.get(ready))
-            except ray.exceptions.RayError as error:  # its process was killed, again and again
-                reason = lease.told(error)
-                lease.give_up(job.folder, reason)
-                teller.ended(Ended(job.spec.name, "failed", reason))
+            found, _ = ray.wait(list(pending), num_returns=1, timeout=_LOOK_EVERY)
+            begun = [job for job in waiting if standing(job.folder).state == "running"]
+            for job in begun:  # Ray does not say which of its tasks are at work
+                waiting.remove(job)
+                teller.started(job)
+            for ready in found:
+                teller.ended(_ended(ray, ready, pending.pop(ready)))
+
+
+def _ended(ray: Any, task: Any, job: Job) -> Ended:
+    """What became of a task that is over."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:  # its process was killed, again and again
+        reason = lease.told(error)
+        lease.give_up(job.folder, reason)
+        return Ended(job.spec.name, "failed", reason)
 
 
 def _task(job: Job, run: Runner | None) -> Ended:

@@ -21,11 +21,27 @@ _UNFINISHED = ("running", "stopped", "failed", "diverged", "missing")
 
 
 @dataclass(frozen=True)
+class Connectivity:
+    """How far the heat of a cell's networks is from that of their references, over its runs.
+
+    `distances` are F by reading (`n2nfx.paper.table3`), none of them wrong by more than
+    `certificate`; `measures` are what else the comparison says, by name. `printed` is the paper's
+    F. There are no distances where no reference of these runs is trained yet.
+    """
+
+    distances: Mapping[str, Spread]
+    measures: Mapping[str, Spread]
+    certificate: float
+    printed: float | None
+
+
+@dataclass(frozen=True)
 class Row:
     """A cell's numbers. Accuracies are in percent, of the test images, over the runs that are done.
 
     `states` counts all its runs by where they stand, and `told` are the reasons of those that
-    failed or diverged. `nnz` are the numbers of weights that runs have: one, if all is well.
+    failed or diverged. `nnz` are the numbers of weights that runs have: one, if all is well. A
+    table of accuracies has no `connectivity`, and the reference has none with itself.
     """
 
     cell: Cell
@@ -36,6 +52,7 @@ class Row:
     nnz: tuple[int, ...]
     paper: Spread | None
     told: tuple[str, ...] = ()
+    connectivity: Connectivity | None = None
 
     @property
     def difference(self) -> float | None:
@@ -56,6 +73,21 @@ class Row:
         return ", ".join(f"{count} {state}" for state, count in counts if count)
 
 
+@dataclass(frozen=True)
+class Report:
+    """A recipe's numbers: a row for each cell, in its order, and what must be said beside them."""
+
+    recipe: Recipe
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def report(recipe: Recipe, out: Path) -> Report:
+    """The accuracies of the runs in a folder."""
+    found = rows(recipe, out)
+    return Report(recipe, tuple(found), tuple(notes(found)))
+
+
 def rows(recipe: Recipe, out: Path) -> list[Row]:
     """A row for each cell of the recipe, of the runs in a folder."""
     found: dict[Cell, list[Standing]] = {cell: [] for cell in recipe.cells}
@@ -70,16 +102,17 @@ def _row(cell: Cell, stands: Sequence[Standing], paper: str) -> Row:
     return Row(
         cell=cell,
         states=Counter(one.state for one in stands),
-        final=_spread(result["final_accuracy"] for result in done),
-        best=_spread(result["best_accuracy"] for result in done),
-        loss=_spread(result["final_loss"] for result in done),
+        final=spread_of(result["final_accuracy"] for result in done),
+        best=spread_of(result["best_accuracy"] for result in done),
+        loss=spread_of(result["final_loss"] for result in done),
         nnz=tuple(sorted({result["nnz"] for result in over})),
         paper=printed(paper, cell),
         told=tuple(filter(None, (one.told or one.result.get("reason") for one in stands))),
     )
 
 
-def _spread(values: Iterable[float]) -> Spread | None:
+def spread_of(values: Iterable[float]) -> Spread | None:
+    """Mean and deviation of numbers; None where there are none."""
     numbers = list(values)
     if not numbers:
         return None
@@ -95,11 +128,20 @@ def shown(spread: Spread) -> str:
     return f"{spread.mean:.2f}{deviation}"
 
 
+def _small(spread: Spread) -> str:
+    """3.2e-02 ± 1.1e-03; what is exactly 0 as such."""
+    mean = f"{spread.mean:.1e}" if spread.mean else "0"
+    return mean + (f" ± {spread.std:.1e}" if spread.std else "")
+
+
 def lines(row: Row) -> list[str]:
-    """What stands in a table: the final accuracy, the paper's under it, the best, and n."""
-    told = []
+    """What stands in a table, F first if it is one of connectivity.
+
+    Then the final accuracy, the paper's under it, the best, and n.
+    """
+    told = [] if row.connectivity is None else _connectivity_lines(row.connectivity)
     if row.final is not None:
-        told.append(shown(row.final))
+        told.append(f"{'accuracy: ' if told else ''}{shown(row.final)}")
     if row.paper is not None:
         difference = "" if row.difference is None else f" ({row.difference:+.2f})"
         told.append(f"paper {shown(row.paper)}{difference}")
@@ -108,6 +150,22 @@ def lines(row: Row) -> list[str]:
     if row.unfinished:
         told.append(row.unfinished)
     return told
+
+
+def _connectivity_lines(found: Connectivity) -> list[str]:
+    if not found.distances:
+        return ["no trained reference yet"]
+    told = [f"{brief(reading)}: {_small(value)}" for reading, value in found.distances.items()]
+    if found.printed is not None:
+        told.append(f"paper: {found.printed:.1e}")
+    told.append(f"components: {found.measures['components'].mean:,g}")
+    return told
+
+
+def brief(reading: str) -> str:
+    """The name of a reading where there is little room: ref 5."""
+    convention, _, tau = reading.partition(" ")
+    return f"{convention[:3]} {tau}".rstrip()
 
 
 def percent(density: float | None) -> str:
@@ -148,8 +206,8 @@ def tables(found: Sequence[Row]) -> list[Table]:
     return made
 
 
-def notes(recipe: Recipe, found: Sequence[Row]) -> list[str]:
-    """What must be said beside the numbers."""
+def notes(found: Sequence[Row]) -> list[str]:
+    """What must be said beside accuracies."""
     told = []
     if any(row.paper for row in found):
         told.append(
@@ -176,10 +234,10 @@ def notes(recipe: Recipe, found: Sequence[Row]) -> list[str]:
 # --- files -------------------------------------------------------------------------------------
 
 
-def as_markdown(recipe: Recipe, found: Sequence[Row]) -> str:
+def as_markdown(found: Report) -> str:
     """Tables in Markdown."""
-    parts = [f"# {recipe.title or recipe.name}"]
-    for table in tables(found):
+    parts = [f"# {found.recipe.title or found.recipe.name}"]
+    for table in tables(found.rows):
         head = ["", *map(percent, table.densities)]
         body = [
             [method, *("<br>".join(lines(row)) if row else "" for row in cells)]
@@ -188,28 +246,29 @@ def as_markdown(recipe: Recipe, found: Sequence[Row]) -> str:
         rule = ["---"] * len(head)
         parts.append(f"## {table.title}")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body)))
-    parts += [f"* {note}" for note in notes(recipe, found)]
+    parts += [f"* {note}" for note in found.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def as_csv(recipe: Recipe, found: Sequence[Row]) -> str:
+def as_csv(found: Report) -> str:
     """A line for each cell."""
     file = io.StringIO()
-    data = [_flat(row) for row in found]
-    writer = csv.DictWriter(file, data[0], lineterminator="\n")
+    data = [_flat(row) for row in found.rows]
+    columns = dict.fromkeys(key for row in data for key in row)  # a reference has fewer
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(data)
     return file.getvalue()
 
 
-def as_json(recipe: Recipe, found: Sequence[Row]) -> str:
+def as_json(found: Report) -> str:
     """All of it as JSON."""
-    cells = [{**_flat(row), "reasons": list(row.told)} for row in found]
-    told = {"schema": SCHEMA, "recipe": recipe.id, "title": recipe.title}
-    return json.dumps({**told, "notes": notes(recipe, found), "cells": cells}, indent=2) + "\n"
+    cells = [{**_flat(row), "reasons": list(row.told)} for row in found.rows]
+    told = {"schema": SCHEMA, "recipe": found.recipe.id, "title": found.recipe.title}
+    return json.dumps({**told, "notes": found.notes, "cells": cells}, indent=2) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[Recipe, Sequence[Row]], str]] = {
+FORMATS: Mapping[str, Callable[[Report], str]] = {
     "markdown": as_markdown,
     "csv": as_csv,
     "json": as_json,
@@ -232,7 +291,17 @@ def _flat(row: Row) -> dict[str, Any]:
         "difference": row.difference,
         "nnz": row.nnz[0] if len(row.nnz) == 1 else None,
         **{state: row.states.get(state, 0) for state in ("done", *_UNFINISHED)},
+        **({} if row.connectivity is None else _flat_connectivity(row.connectivity)),
     }
+
+
+def _flat_connectivity(found: Connectivity) -> dict[str, float | None]:
+    told: dict[str, float | None] = {"paper_F": found.printed, "F_certificate": found.certificate}
+    for reading, value in found.distances.items():
+        told |= _named(f"F_{reading.replace(' ', '_')}", value)
+    for name, value in found.measures.items():
+        told |= _named(name, value)
+    return told
 
 
 def _named(name: str, spread: Spread | None) -> dict[str, float | None]:

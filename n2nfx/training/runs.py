@@ -3,6 +3,7 @@
 config.json       what is run (`RunSpec`); another run is never put in the same directory
 environment.json  where it ran: one entry for each different environment that it was trained in
 events.jsonl      one line for every epoch: loss, accuracy, images/s, seconds
+tensorboard/      the same for TensorBoard, where it was asked for
 checkpoints/      where it stands, until it is done (`n2nfx.training.checkpoint`)
 network/          what it became: an artifact, to be read by `n2nfx.load`
 result.json       what came out: there when the run is done, and only then
@@ -32,6 +33,7 @@ from n2nfx.registry import passes
 from n2nfx.runspec import RunSpec
 from n2nfx.source import network_of
 from n2nfx.spec import from_text
+from n2nfx.training import tensorboard as event_files
 from n2nfx.training.checkpoint import Checkpoint, Checkpoints
 from n2nfx.training.data import Data, load_for
 from n2nfx.training.environment import environment
@@ -78,10 +80,13 @@ def run(
     data_root: Path | None = None,
     watch: Callable[[Progress], None] | None = None,
     save_every: float = 60.0,
+    tensorboard: bool = False,
 ) -> Result:
     """Train what the spec says, or go on where the directory's newest checkpoint stands.
 
     A run that is done is returned at once. A checkpoint is written every `save_every` seconds.
+    With `tensorboard` its epochs are written for TensorBoard too, as long as nothing goes wrong
+    with that.
     Started by torchrun, all processes train one network. Raises UsageError (the directory has
     another run, or another process is at it), CannotOperate (no data, no memory, a full disk) and
     DamagedFile (what stands there is no longer what was written).
@@ -91,7 +96,8 @@ def run(
         result = _finished(folder, spec)
         if result is None:
             with _alone(folder, ranks):
-                result = _Session(spec, folder, place, ranks).result(data_root, watch, save_every)
+                session = _Session(spec, folder, place, ranks, tensorboard)
+                result = session.result(data_root, watch, save_every)
         return ranks.of_first(result)
 
 
@@ -178,6 +184,7 @@ class _Session:
     folder: Path
     device: torch.device
     ranks: Ranks
+    tensorboard: bool
 
     def result(
         self, data_root: Path | None, watch: Callable[[Progress], None] | None, save_every: float
@@ -188,12 +195,13 @@ class _Session:
         saved = self._opened(checkpoints)
         first = self.ranks.first
         try:
-            trained = train(
-                outcome.network, data, self.spec.training, seed=self.spec.seed, device=self.device,
-                ranks=self.ranks, saved=saved, save=checkpoints.write if first else None,
-                save_every=save_every, on_epoch=self._tell if first else None,
-                watch=watch if first else None,
-            )  # fmt: skip
+            with self._telling(saved) as tell:
+                trained = train(
+                    outcome.network, data, self.spec.training, seed=self.spec.seed,
+                    device=self.device, ranks=self.ranks, saved=saved,
+                    save=checkpoints.write if first else None, save_every=save_every,
+                    on_epoch=tell if first else None, watch=watch if first else None,
+                )  # fmt: skip
         except Diverged as error:
             _log.warning("%s: %s", self.spec.name, error)
             return self._closed(outcome, error.epochs, reason=str(error))
@@ -222,12 +230,26 @@ class _Session:
             _log.warning("%s: goes on in another environment: %s", self.folder, told)
         put_file(self.folder / CONFIG, f"{self.spec.model_dump_json(indent=2)}\n".encode())
         put_file(self.folder / ENVIRONMENT, _text([*(e for e in before if e != here), here]))
-        epochs = [Epoch(**epoch) for epoch in saved.facts["epochs"]] if saved else []
+        epochs = _epochs(saved)
         put_file(self.folder / EVENTS, b"".join(_line(asdict(epoch)) for epoch in epochs))
         return saved
 
     def _environments(self) -> list[dict[str, Any]]:
         return json.loads(_bytes(self.folder / ENVIRONMENT))
+
+    @contextmanager
+    def _telling(self, saved: Checkpoint | None) -> Iterator[Callable[[Epoch], None]]:
+        """What each epoch is told to: the events, and TensorBoard where it was asked for."""
+        if not (self.tensorboard and self.ranks.first):
+            yield self._tell
+            return
+        with event_files.written(self.folder, _epochs(saved)) as also:
+
+            def tell(epoch: Epoch) -> None:
+                self._tell(epoch)
+                also(epoch)
+
+            yield tell
 
     def _tell(self, epoch: Epoch) -> None:
         """One more line of events, which stays."""
@@ -279,6 +301,11 @@ class _Session:
         if not network.is_dir():
             return []
         return sorted(f"{NETWORK}/{path.name}" for path in network.iterdir())
+
+
+def _epochs(saved: Checkpoint | None) -> list[Epoch]:
+    """The epochs that were done when a checkpoint was made."""
+    return [Epoch(**epoch) for epoch in saved.facts["epochs"]] if saved else []
 
 
 def _text(data: Any) -> bytes:

@@ -1,21 +1,28 @@
 """Jobs of a SLURM cluster, by submitit, which is imported only here, when it is asked for."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from n2nfx.errors import CannotOperate
+from n2nfx.errors import CannotOperate, UsageError, first_line
 from n2nfx.training.sweep import Ended, Job, Runner, Teller, default_runner, work
+
+_TIMEOUTS = 1000  # of one job: each time it goes on where it was, so that none is a failure
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Slurm:
     """Hands jobs in as one array, and does not wait for them; their folder must be on all nodes.
 
-    `options` are submitit's: partition, timeout_min, gpus_per_node, slurm_array_parallelism and so
-    on. What submitit writes goes to `logs`. A job that is put back goes on where its folder says.
+    `options` are submitit's: slurm_partition, timeout_min, gpus_per_node, slurm_array_parallelism
+    and so on. What submitit writes goes to `logs`. A job whose time is over or whose node is taken
+    away is put back, and goes on where its folder says. Raises UsageError for options that submitit
+    does not take, CannotOperate where Slurm does not take the jobs.
     """
 
     logs: Path
@@ -24,13 +31,28 @@ class Slurm:
 
     def __call__(self, jobs: Sequence[Job], teller: Teller) -> None:
         submitit = _imported()
-        executor = submitit.AutoExecutor(folder=self.logs.absolute(), cluster="slurm")
-        executor.update_parameters(name="n2nfx", **self.options)
         device = "cuda" if self.options.get("gpus_per_node") else "cpu"
         here = [replace(job, device=device, folder=job.folder.absolute()) for job in jobs]
-        executor.map_array(Task(self.run), here)
-        for job in here:
-            teller.started(job)
+        try:
+            executor = self._executor(submitit)
+            handed = executor.map_array(Task(self.run), here)
+        except (RuntimeError, OSError) as error:  # submitit's own, of what sbatch says
+            raise CannotOperate(f"Slurm did not take the jobs: {first_line(error)}") from error
+        _log.info(
+            "Slurm has %d runs as %s to %s, and this process does not wait for them: n2nfx recipe "
+            "status says how they fare, %s what they say",
+            len(handed), handed[0].job_id, handed[-1].job_id, self.logs,
+        )  # fmt: skip
+
+    def _executor(self, submitit: Any) -> Any:
+        executor = submitit.AutoExecutor(
+            folder=self.logs.absolute(), cluster="slurm", slurm_max_num_timeout=_TIMEOUTS
+        )
+        try:
+            executor.update_parameters(name="n2nfx", **self.options)
+        except (NameError, ValueError, TypeError, AssertionError) as error:
+            raise UsageError(f"--slurm: {first_line(error)}") from error
+        return executor
 
 
 @dataclass(frozen=True)

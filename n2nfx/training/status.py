@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from n2nfx.training import lease
 
-RESULT = "result.json"
+RESULT, EVENTS = "result.json", "events.jsonl"
 
 State = Literal["done", "diverged", "running", "stopped", "failed", "missing"]
 
@@ -30,6 +30,14 @@ class Standing:
         return self.state in ("done", "diverged")
 
 
+def epochs_done(folder: Path) -> int:
+    """How many epochs of the run in a folder are measured; a line that is half written is none."""
+    try:
+        return (folder / EVENTS).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def standing(folder: Path) -> Standing:
     """Where the run in a folder stands."""
     try:
@@ -44,6 +52,8 @@ def standing(folder: Path) -> Standing:
         return Standing("missing")
     if last.is_live():
         return Standing("running", str(last.holder))
+    if last.state == "running":
+        return Standing("stopped", f"{last.holder} died")
     if last.state != "failed":
         return Standing("stopped", last.reason)
     log = lease.log_of(folder, last.number)

@@ -29,6 +29,7 @@ class Job:
     device: str = "cpu"
     data_root: Path | None = None
     retry: bool = False
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class Executor(Protocol):
 
 
 def left(
-    specs: Iterable[RunSpec], out: Path, *, data_root: Path | None = None, retry: bool = False
+    specs: Iterable[RunSpec],
+    out: Path,
+    *,
+    data_root: Path | None = None,
+    retry: bool = False,
+    tensorboard: bool = False,
 ) -> list[Job]:
     """The jobs that there is still to do, in their order; those that failed only on request."""
     jobs: dict[str, Job] = {}
@@ -65,7 +71,8 @@ def left(
         folder = out / spec.name
         found = standing(folder)
         if not found.is_over and (retry or found.state != "failed"):
-            jobs.setdefault(spec.name, Job(spec, folder, data_root=data_root, retry=retry))
+            job = Job(spec, folder, data_root=data_root, retry=retry, tensorboard=tensorboard)
+            jobs.setdefault(spec.name, job)
     return list(jobs.values())
 
 
@@ -90,7 +97,10 @@ def work(job: Job, run: Runner, watch: Callable[[Any], None] | None = None) -> E
     try:
         with lease.claimed(job.folder, on_lost=_die):
             if not standing(job.folder).is_over:
-                run(job.spec, job.folder, device=job.device, data_root=job.data_root, watch=watch)
+                run(
+                    job.spec, job.folder, device=job.device, data_root=job.data_root, watch=watch,
+                    tensorboard=job.tensorboard,
+                )  # fmt: skip
     except lease.Taken as taken:
         return Ended(name, "taken", str(taken))
     except Exception as error:
