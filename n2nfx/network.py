@@ -50,14 +50,21 @@ class Layer:
         return max(self.reads[axis], self.writes[axis])
 
 
+How = Literal[
+    "transpose", "movedim", "permute", "flatten", "unflatten", "unsqueeze", "broadcast_to",
+    "narrow", "pad", "roll", "mean",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Move:
     """One step from a layout to another: the torch function `how`, called with the numbers `by`.
 
-    `narrow` drops tokens that stand for no place, `pad` puts zeros in their place.
+    `narrow` drops tokens that stand for no place, `pad` puts zeros in their place. `mean` averages
+    over what the target does not have (heads, keys), `broadcast_to` gives it to all that it has.
     """
 
-    how: Literal["transpose", "movedim", "flatten", "unflatten", "narrow", "pad"]
+    how: How
     by: tuple[int, ...]
 
 

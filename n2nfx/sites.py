@@ -79,7 +79,7 @@ class Sites:
             self._input(calls[0][1] if calls else None),
             *(self._site(layer, node) for node, layer in calls),
         ]
-        self._layouts = Layouts(self.graph)
+        self._layouts = Layouts(module, self.graph, self.sites[0].last)
         self.calls: dict[str, int] = {}
         for site in self.sites:
             self.calls[site.name] = self.calls.get(site.name, 0) + 1

@@ -222,7 +222,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 def _arguments(move: Move) -> tuple[Any, ...]:
     """The numbers of a move as its function takes them."""
-    if move.how == "pad":
+    if move.how in ("pad", "permute", "mean", "broadcast_to"):  # all numbers are one argument
         return (move.by,)
     if move.how == "unflatten":
         return move.by[0], move.by[1:]

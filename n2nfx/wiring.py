@@ -32,6 +32,7 @@ _ENTRIES: dict[Wiring, At] = {
     "joint": "norm",
     "released-vgg": "output",
 }
+_TWIN = "the same branch as"
 INNER = ("paper", "released-vgg")  # the wirings with the target's nonlinearity inside the branch
 
 
@@ -88,6 +89,11 @@ class Branches:
     refused: tuple[Refusal, ...]
 
     @property
+    def twins(self) -> tuple[Refusal, ...]:
+        """The refused pairs that would have the very branch that another pair has."""
+        return tuple(one for one in self.refused if one.reason.startswith(_TWIN))
+
+    @property
     def capacity(self) -> int:
         """How many weights the branches could hold together."""
         return sum(skip.size for skip in self.skips)
@@ -108,7 +114,7 @@ def find_branches(network: Network, options: Options) -> Branches:
             continue
         ends = (source.activation, entry_of(target, found.at))
         if ends in taken:
-            twin = f"the same branch as {taken[ends].source} -> {taken[ends].target}"
+            twin = f"{_TWIN} {taken[ends].source} -> {taken[ends].target}"
             refused.append(Refusal(found.source, found.target, found.hop, twin))
             continue
         apart = _apart(others, found, source, target)
