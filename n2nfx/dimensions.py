@@ -7,7 +7,7 @@ row of tokens), they say which place every element of a later value stands for, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import isqrt, prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -121,7 +121,16 @@ class Followed:
         called = self._module.get_submodule(str(node.target))
         if isinstance(called, nn.modules.conv._ConvNd):
             return "conv2d"
+        if isinstance(called, nn.Unfold) and _tiles(called):
+            return "tiles"
         return "linear" if isinstance(called, nn.Linear) else type(called).__name__.lower()
+
+
+def _tiles(unfold: nn.Unfold) -> bool:
+    """Whether squares lie side by side."""
+    given = (unfold.kernel_size, unfold.stride, unfold.padding, unfold.dilation)
+    (size, *others), *rest = (one if isinstance(one, tuple) else (one, one) for one in given)
+    return others == [size] and rest == [(size, size), (0, 0), (1, 1)]
 
 
 def _shape(node: fx.Node) -> Shape | None:
@@ -182,7 +191,8 @@ def _convolved(_: fx.Node, reads: Sequence[Any], shape: Shape) -> Dimensions | N
     """What a convolution reads is a grid, unless other parts of the same lines lie elsewhere."""
     examples, _, *places = reads[0]
     windows = _lines_of([examples]) & _lines_of(places)
-    if not windows:
+    beside = [part.line for parts in places for part in parts] == ["other"] * len(places)
+    if not (windows or (beside and places)):
         return examples, _other(shape[1]), *_grid(shape[2:])
     same = tuple(map(_length, places)) == shape[2:]
     return (examples, _other(shape[1]), *places) if same else None
@@ -295,6 +305,17 @@ def _merged(parts: Sequence[Part]) -> Dimension:
             part = Part(part.line, made.pop().size * part.size, part.step)
         made.append(part)
     return tuple(made)
+
+
+def _tiled(_: fx.Node, reads: Sequence[Any], shape: Shape) -> Dimensions | None:
+    """Squares of a map, side by side: their places are beside the channels, they are a row."""
+    examples, channels, *places = reads[0]
+    side = isqrt(shape[1] // _length(channels))
+    if not all(is_whole(parts) and _length(parts) % side == 0 for parts in places):
+        return None
+    cut = [_split(parts[0], _length(parts) // side) for parts in places]
+    inner, outer = (tuple(pair[at] for pair in cut if pair) for at in (1, 0))
+    return examples, (*channels, *inner), outer
 
 
 def _unbound(node: fx.Node, reads: Sequence[Any], _: Shape) -> Dimensions | None:
@@ -451,6 +472,7 @@ _RULES: dict[str, Rule] = {
         _reshaped,
         "reshape view view_as reshape_as flatten unflatten squeeze unsqueeze ravel",
     ),
+    **_named(_tiled, "tiles"),
     **_named(_unbound, "unbind"),
     **_named(_parted, "chunk split split_with_sizes tensor_split"),
     **_named(_taken, "getitem"),

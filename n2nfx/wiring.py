@@ -104,7 +104,7 @@ def find_branches(network: Network, options: Options) -> Branches:
     _, *trainings = graphs_of(network.module)
     sites = Sites(network.module, network.layers)
     others = [Sites(network.module, network.layers, graph) for graph in trainings]
-    skips: list[Skip] = []
+    skips: dict[Skip, Skip] = {}  # by the same record without name, hop and calls
     refused: list[Refusal] = []
     taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
     names = set(dict(network.module.named_modules()))
@@ -121,23 +121,33 @@ def find_branches(network: Network, options: Options) -> Branches:
         if apart is not None:
             refused.append(Refusal(found.source, found.target, found.hop, apart))
             continue
-        taken[ends] = replace(found, name=_branch_name(found, network.module, names))
-        names.add(taken[ends].name)
-        skips.append(taken[ends])
-    placed, misplaced = _place(skips, sites, options.placement)
-    told = dict.fromkeys((*refused, *misplaced))  # a layer called twice would be told of twice
-    return Branches(tuple(placed), tuple(told))
+        taken[ends] = found
+        record = replace(found, hop=0, calls=())
+        if record not in skips:
+            skips[record] = replace(
+                found, name=_branch_name(found, network.module, names), calls=()
+            )
+            names.add(skips[record].name)
+        calls = (*skips[record].calls, (source.call, target.call))
+        skips[record] = replace(skips[record], calls=calls)
+    placed, misplaced = _place(list(skips.values()), sites, options.placement)
+    joined = {(skip.source, skip.target) for skip in skips.values()}
+    left = [one for one in refused if (one.source, one.target) not in joined]  # at any other call
+    return Branches(tuple(placed), tuple(dict.fromkeys((*left, *misplaced))))
 
 
 def _apart(others: Sequence[Sites], skip: Skip, source: Site, target: Site) -> str | None:
     """Why a branch of one graph has no place in the module's other one, or None."""
     for sites in others:
         for own in (source, target):
-            if sites.calls.get(own.name) != 1:
+            if sites.calls.get(own.name, 0) <= own.call:
                 return f"{own.name} is called in one mode (train or eval) only"
-            if not _alike(own, sites.by_name(own.name), skip.at):
+            if not _alike(own, sites.by_name(own.name, own.call), skip.at):
                 return f"what is behind {own.name} depends on the mode (train or eval)"
-        there = sites.by_name(source.name).activation, sites.by_name(target.name)
+        there = (
+            sites.by_name(source.name, source.call).activation,
+            sites.by_name(target.name, target.call),
+        )
         if sites.position[there[0]] >= sites.position[entry_of(there[1], skip.at)]:
             return f"in one mode the output of {source.name} is not there yet"
     return None
@@ -240,9 +250,6 @@ class _Search:
     def _forbidden(self, source: Site, target: Site, entry: fx.Node) -> str | None:
         """What forbids a branch whatever its shape, or None."""
         sites, wiring = self._sites, self._options.wiring
-        for end in (source, target):
-            if sites.calls[end.name] > 1:
-                return f"{end.name} is called {sites.calls[end.name]} times"
         if target.sealed and wiring != "joint":
             return f"the norm of {target.name} has its nonlinearity inside, with weights of its own"
         if sites.position[source.activation] >= sites.position[entry]:

@@ -125,7 +125,7 @@ def test_a_larger_target_reads_the_nearest_place_or_the_average_of_those() -> No
     assert (skip.pool, skip.stride, skip.uses) == ((8, 8), (1, 1), 64)
 
 
-def test_a_layer_called_twice_is_no_end_of_a_branch() -> None:
+def test_a_layer_called_twice_is_an_end_at_each_call() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -135,8 +135,13 @@ def test_a_layer_called_twice_is_no_end_of_a_branch() -> None:
             return self.conv(functional.relu(self.conv(x)))
 
     branches = find_branches(n2nfx.trace(Twice(), torch.zeros(1, 3, 4, 4)), eq_2(hops=(1, 2)))
-    assert not branches.skips
-    assert {refusal.reason for refusal in branches.refused} == {"conv is called 2 times"}
+    found = [(skip.source, skip.target, skip.hop, skip.calls) for skip in branches.skips]
+    assert found == [
+        ("input", "conv", 1, ((0, 0),)),
+        ("conv", "conv", 1, ((0, 1),)),
+        ("input", "conv", 2, ((0, 1),)),
+    ]
+    assert not branches.refused
 
 
 def test_a_squeeze_excite_gate_counts_for_nothing_and_ends_no_branch() -> None:
@@ -381,14 +386,22 @@ def test_ends_with_other_numbers_than_floats_of_one_kind_are_refused() -> None:
     }
 
 
-def test_a_layer_that_is_called_twice_is_told_of_once() -> None:
-    def twice(m: nn.Module, x: Tensor) -> Tensor:
-        return m.b(m.a(x) + m.a(-x))  # type: ignore[operator]
+def test_layers_that_are_called_together_share_a_branch() -> None:
+    def shared(m: nn.Module, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = functional.relu(m.b(functional.relu(m.a(x))))  # type: ignore[operator]
+        return x
 
-    network = n2nfx.trace(Model(twice, a=nn.Linear(3, 3), b=nn.Linear(3, 3)), torch.zeros(1, 3))
+    layers = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}
+    network = n2nfx.trace(Model(shared, **layers), torch.zeros(1, 3))
     branches = find_branches(network, eq_2(hops=(1,)))
-    assert told(branches) == {("input", "a", 1), ("a", "b", 1)}
-    assert len(branches.refused) == 2
+    found = {(skip.source, skip.target): skip.calls for skip in branches.skips}
+    assert found == {
+        ("input", "a"): ((0, 0),),
+        ("a", "b"): ((0, 0), (1, 1), (2, 2)),
+        ("b", "a"): ((0, 1), (1, 2)),
+    }
+    assert [skip.uses for skip in branches.skips] == [1, 3, 2]
 
 
 @pytest.mark.parametrize(
