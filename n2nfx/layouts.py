@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from n2nfx.dimensions import Dimensions, Followed, is_grid
+from n2nfx.dimensions import Dimensions, is_grid
+from n2nfx.following import Followed
 from n2nfx.network import Move
 from n2nfx.tracing.ops import name_of
 from n2nfx.tracing.tape import Spec

@@ -26,7 +26,8 @@ class Site:
     norm; in a residual block the sum), `nonlinearity` the node that applies it, or None,
     `activation` the node that carries the output activation. `last` says whether the channels are
     the last dimension rather than the second, `sealed` whether the nonlinearity is inside the norm.
-    `call` counts the calls of one layer. The network's input is a site whose nodes are all the same and whose layer is None.
+    `call` counts the calls of one layer. The network's input is a site whose nodes are all the
+    same and whose layer is None.
     """
 
     layer: Layer | None

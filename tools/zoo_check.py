@@ -298,6 +298,7 @@ def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> Non
     if outcome.counts.kept != want or outcome.counts.skip != round(RATIO * want):
         raise Fails(f"counts {outcome.counts}, where {want} weights were to be kept")
     if inputs is not None:
+        _examples_stay_apart(outcome.network, inputs)
         _zeroed_branches_are_silent(outcome.network, network, inputs)
 
 
@@ -322,6 +323,17 @@ def _count_pairs(row: Row, network: Network) -> int:
         for refusal in refused:
             row["refused"][refusal.reason] = row["refused"].get(refusal.reason, 0) + 1
     return room
+
+
+def _examples_stay_apart(spliced: Network, inputs: tuple[Tensor, ...]) -> None:
+    """The examples in another order have the same outputs in that order, nearly."""
+    turned = tuple(value.flip(0) for value in inputs)
+    one, other = (_effects(spliced.module, each, False, False) for each in (inputs, turned))
+    for key, value in one.items():
+        if key.startswith("output") and value.is_floating_point() and len(value) == BATCH:
+            value, again = value.nan_to_num(), other[key].flip(0).nan_to_num()
+            if (value - again).abs().max() > 1e-3 * value.abs().max():
+                raise Fails(f"branches mix the examples of {key}")
 
 
 def _zeroed_branches_are_silent(
