@@ -2,8 +2,8 @@
 
 A branch that keeps the places and ends in a linear layer is linear, in the target's own layout.
 Every other works on maps with their channels first: it is strided where the sizes divide, else (or
-always, if that is asked for) the source is averaged to the target's size. What is left to do before
-and after are moves.
+always, if that is asked for) the source is averaged to the target's size; to a larger one, which
+gives every place the nearest of the source. What is left to do before and after are moves.
 """
 
 from collections.abc import Iterator

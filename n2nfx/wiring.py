@@ -2,8 +2,8 @@
 
 A branch leaves the output activation of its source and enters its target just before the
 nonlinearity (or before the norm). Where every target that is `hop` layers away has a shape that
-cannot be met (windows, heads, a larger map), the chain goes on to the next layers that fit, up to
-twice as far: layers of one kind of shape form chains of their own.
+cannot be met (a map of other dimensions, a batch folded out of sight), the chain goes on to the
+next layers that fit, up to twice as far: layers of one kind of shape form chains of their own.
 """
 
 import copy
@@ -32,7 +32,7 @@ _ENTRIES: dict[Wiring, At] = {
     "joint": "norm",
     "released-vgg": "output",
 }
-_TWIN = "the same branch as"
+TWIN = "the same branch as"  # how the reason of a pair begins that another pair has made one
 INNER = ("paper", "released-vgg")  # the wirings with the target's nonlinearity inside the branch
 
 
@@ -48,7 +48,8 @@ class Options:
     norm and nonlinearity, max-pooled to the target's size, and added behind them). kernel: the
     branch's spatial size, an odd number, or `target` for the target's own. resolution: how a branch
     meets a smaller target: by its `stride` where the sizes divide, and else as by `pool`, which
-    averages the source to the target's size before.
+    averages the source to the target's size before. Onto a larger one it reads the nearest place
+    (or the average of the nearest, where the sizes do not divide).
     """
 
     hops: tuple[int, ...] = (3,)
@@ -91,7 +92,7 @@ class Branches:
     @property
     def twins(self) -> tuple[Refusal, ...]:
         """The refused pairs that would have the very branch that another pair has."""
-        return tuple(one for one in self.refused if one.reason.startswith(_TWIN))
+        return tuple(one for one in self.refused if one.reason.startswith(TWIN))
 
     @property
     def capacity(self) -> int:
@@ -104,36 +105,52 @@ def find_branches(network: Network, options: Options) -> Branches:
     _, *trainings = graphs_of(network.module)
     sites = Sites(network.module, network.layers)
     others = [Sites(network.module, network.layers, graph) for graph in trainings]
-    skips: dict[Skip, Skip] = {}  # by the same record without name, hop and calls
-    refused: list[Refusal] = []
-    taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
-    names = set(dict(network.module.named_modules()))
+    gathered, refused = _Gathered(network.module), list[Refusal]()
     for source, target, found in _Search(sites, options).pairs():
-        if isinstance(found, Refusal):
-            refused.append(found)
-            continue
-        ends = (source.activation, entry_of(target, found.at))
-        if ends in taken:
-            twin = f"{_TWIN} {taken[ends].source} -> {taken[ends].target}"
-            refused.append(Refusal(found.source, found.target, found.hop, twin))
-            continue
-        apart = _apart(others, found, source, target)
-        if apart is not None:
-            refused.append(Refusal(found.source, found.target, found.hop, apart))
-            continue
-        taken[ends] = found
-        record = replace(found, hop=0, calls=())
-        if record not in skips:
-            skips[record] = replace(
-                found, name=_branch_name(found, network.module, names), calls=()
-            )
-            names.add(skips[record].name)
-        calls = (*skips[record].calls, (source.call, target.call))
-        skips[record] = replace(skips[record], calls=calls)
-    placed, misplaced = _place(list(skips.values()), sites, options.placement)
-    joined = {(skip.source, skip.target) for skip in skips.values()}
+        if isinstance(found, Skip):
+            ends = source.activation, entry_of(target, found.at)
+            reason = gathered.twin(ends) or _apart(others, found, source, target)
+            if reason is None:
+                gathered.add(found, ends, (source.call, target.call))
+                continue
+            found = Refusal(found.source, found.target, found.hop, reason)
+        refused.append(found)
+    skips = gathered.skips
+    placed, misplaced = _place(skips, sites, options.placement)
+    joined = {(skip.source, skip.target) for skip in skips}
     left = [one for one in refused if (one.source, one.target) not in joined]  # at any other call
     return Branches(tuple(placed), tuple(dict.fromkeys((*left, *misplaced))))
+
+
+class _Gathered:
+    """The branches so far. Several calls of two layers that are met in one way share a branch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._names = {name for name, _ in module.named_modules()}
+        self._skips: dict[Skip, Skip] = {}  # by the same record without name, hop and calls
+        self._taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
+
+    @property
+    def skips(self) -> list[Skip]:
+        """The branches, in order of their first calls."""
+        return list(self._skips.values())
+
+    def twin(self, ends: tuple[fx.Node, fx.Node]) -> str | None:
+        """What tells that there is a branch from one node to another already, or None."""
+        twin = self._taken.get(ends)
+        return twin and f"{TWIN} {twin.source} -> {twin.target}"
+
+    def add(self, found: Skip, ends: tuple[fx.Node, fx.Node], calls: tuple[int, int]) -> None:
+        """Add a branch, or to one that is there another two calls."""
+        self._taken[ends] = found
+        record = replace(found, hop=0, calls=())
+        if record not in self._skips:
+            name = _branch_name(found, self._module, self._names)
+            self._names.add(name)
+            self._skips[record] = replace(found, name=name, calls=())
+        known = self._skips[record]
+        self._skips[record] = replace(known, calls=(*known.calls, calls))
 
 
 def _apart(others: Sequence[Sites], skip: Skip, source: Site, target: Site) -> str | None:

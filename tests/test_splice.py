@@ -410,7 +410,12 @@ def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips(
 
     network = n2nfx.trace(Shared(), torch.zeros(1, 4))
     result = Pipeline([RandomPruning(0.5), N2NSkip(0.2, (1,))])(network).network
-    assert [skip.target for skip in result.skips] == ["one"]
+    ends = [(skip.source, skip.target, skip.calls) for skip in result.skips]
+    assert ends == [
+        ("input", "one", ((0, 0),)),
+        ("one", "two", ((0, 0),)),
+        ("two", "two", ((0, 1),)),  # three has the weight of two
+    ]
     assert dict(result.module.named_parameters()).keys() >= {"one.weight", "two.weight"}
     assert result.module(torch.randn(3, 4)).shape == (3, 4)
 
