@@ -404,7 +404,7 @@ def _end_to_end(skips: list[Skip], order: dict[str, int]) -> list[Skip]:
 
 
 def _over_stages(skips: list[Skip]) -> list[Skip]:
-    """The first branch onto each resolution from a larger one."""
+    """The first branch onto each resolution from another."""
     taken: dict[int, Skip] = {}
     for skip in skips:
         if prod(skip.stride) > 1 or skip.pool is not None or skip.shrink:

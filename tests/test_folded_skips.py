@@ -55,6 +55,22 @@ def shifted_by_hand(m: Any, skip: Branches, x: Tensor) -> Tensor:
     return m.head(last.mean((1, 2))) + skip["inside", "head"](inside.mean((1, 2)))
 
 
+def two_shifts(m: Any, x: Tensor) -> Tensor:
+    """Windows, then as many as large elsewhere: the same shape, and other places."""
+    x = relu(m.plain(windows(x.permute(0, 2, 3, 1))))
+    x = relu(m.between(back(x)))
+    x = relu(m.shifted(windows(torch.roll(x, (-2, 1), (1, 2)))))
+    return m.head(torch.roll(back(x), (2, -1), (1, 2)))
+
+
+def two_shifts_by_hand(m: Any, skip: Branches, x: Tensor) -> Tensor:
+    x = x.permute(0, 2, 3, 1)
+    plain = relu(m.plain(x))
+    between = relu(m.between(plain) + skip["input", "between"](x))
+    shifted = relu(m.shifted(between) + skip["plain", "shifted"](plain))
+    return m.head(shifted) + skip["between", "head"](between)
+
+
 def hourglass(m: Any, x: Tensor) -> Tensor:
     """Down by two and up again."""
     x = relu(m.first(x))
@@ -115,6 +131,12 @@ MODELS: dict[str, tuple[Callable[..., Any], dict[str, nn.Module], Callable[..., 
         {"stem": conv(3, 5), "inside": nn.Linear(5, 6), "last": nn.Linear(6, 7),
          "head": nn.Linear(7, 4)},
         shifted_by_hand,
+    ),
+    "two shifts": (
+        two_shifts,
+        {"plain": nn.Linear(3, 5), "between": nn.Linear(5, 6), "shifted": nn.Linear(6, 7),
+         "head": nn.Linear(7, 4)},
+        two_shifts_by_hand,
     ),
     "larger targets": (
         hourglass,
