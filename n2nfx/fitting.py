@@ -2,11 +2,12 @@
 
 A branch that keeps the places and ends in a linear layer is linear, in the target's own layout.
 Every other works on maps with their channels first: it is strided where the sizes divide, else (or
-always, if that is asked for) the source is averaged to the target's size. What is left to do before
-and after are moves.
+always, if that is asked for) the source is averaged to the target's size; to a larger one, which
+gives every place the nearest of the source. What is left to do before and after are moves.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -50,7 +51,75 @@ def fit(
     kernel: Kernel,
     resolution: Matching = "stride",
 ) -> Fit | Misfit:
-    """The branch from a layout to another; `own` is the target's kernel, None if it is linear."""
+    """The branch from a layout to another; `own` is the target's kernel, None if it is linear.
+
+    Both ends are taken as they lie where they are folded alike, else unfolded. What fits in no
+    other way is read across, or averaged over all that the target does not have.
+    """
+    misfits: list[Misfit] = []
+    for source, target in _views(reads, writes):
+        found = _fit(source, target, grids, own, kernel, resolution)
+        if isinstance(found, Fit):
+            before, after = (*source.there, *found.before), (*found.after, *target.back)
+            return replace(found, before=before, after=after)
+        misfits.append(found)
+    return misfits[0]
+
+
+def _views(reads: Layout, writes: Layout) -> Iterator[tuple[Layout, Layout]]:
+    """How the two ends can be seen, the best first."""
+    if _folded_alike(reads, writes):
+        yield reads, writes
+    ends = (reads, writes)
+    source, target = (_open(end) if _open(end).places else end for end in ends)
+    yield _as_map(source, target), target
+    if _reads_across(reads, writes):
+        yield _across(reads), writes
+    source, target = map(_open, ends)
+    yield _as_map(source, target), target
+
+
+def _open(end: Layout) -> Layout:
+    return end.unfolded or end
+
+
+def _folded_alike(reads: Layout, writes: Layout) -> bool:
+    """Whether the same elements of both ends are the same places."""
+    one, other = reads.unfolded, writes.unfolded
+    if one is None or other is None:
+        return one is other
+    return (one.there, reads.places) == (other.there, writes.places)
+
+
+def _as_map(reads: Layout, writes: Layout) -> Layout:
+    """A vector is a map of one place."""
+    if reads.places or not writes.places:
+        return reads
+    ones = (1,) * len(writes.places)
+    there = (*reads.there, Move("unflatten", (1, reads.channels, *ones)))
+    return replace(reads, places=ones, last=False, there=there)
+
+
+def _reads_across(reads: Layout, writes: Layout) -> bool:
+    """Whether the channels of a row of tokens are what the target has as places (a mixer's)."""
+    rows = all(end.last and len(end.places) == 1 and not end.batch for end in (reads, writes))
+    return rows and reads.fold == writes.fold and writes.places == (reads.channels,)
+
+
+def _across(reads: Layout) -> Layout:
+    """A row of tokens with tokens for channels."""
+    moves = (Move("transpose", (1, 2)),)
+    return Layout(reads.places[0], (reads.channels,), last=True, fold=reads.fold, there=moves)
+
+
+def _fit(
+    reads: Layout,
+    writes: Layout,
+    grids: Grids,
+    own: tuple[int, ...] | None,
+    kernel: Kernel,
+    resolution: Matching,
+) -> Fit | Misfit:
     unfit = _unfit_folds(reads, writes)
     if unfit is not None:
         return unfit
@@ -58,14 +127,10 @@ def fit(
         return _shrinking(reads, writes, own or (), kernel)
     if not writes.places:
         return _onto_vector(reads, writes)
-    if not reads.places:
-        return Misfit(f"a {reads} cannot be laid onto a {writes}")
     meeting = _meet(reads, writes, grids)
     if isinstance(meeting, Misfit):
         return meeting
     seen, met = meeting.source.places, meeting.target.places
-    if any(size < larger for size, larger in zip(seen, met, strict=True)):
-        return Misfit(f"the target is larger: {size_of(seen)} to {size_of(met)}")
     plain = kernel in ("target", 1) or len(writes.places) == 1 or not grids.is_map(writes.places)
     if own is None and seen == met and plain:
         return _linear(reads, writes, meeting)
@@ -101,6 +166,8 @@ def _meet(reads: Layout, writes: Layout, grids: Grids) -> _Meeting | Misfit:
     rank = max(len(seen), len(met))
     if any(length not in (1, rank) for length in (len(seen), len(met))):
         return Misfit(f"a {reads} cannot be laid onto a {writes}")
+    if prod(seen) == 1 and len(met) == rank:
+        return _Meeting(Grid((1,) * rank), Grid(met))
     if prod(met) == 1:
         ones = (1,) * rank
         return _Meeting(Grid((*seen, *ones)[:rank]), Grid(ones))
@@ -124,8 +191,6 @@ def _meet_rows(reads: Layout, writes: Layout, grids: Grids) -> _Meeting | Misfit
     both = grids.both(one, other)
     if both:
         return _Meeting(*both)
-    if one < other:
-        return Misfit(f"the target is larger: {one} to {other} places")
     if reads.last and writes.last:
         return Misfit(f"{one} tokens do not become {other}: no grid is known that both are")
     return _Meeting(Grid(reads.places), Grid(writes.places))

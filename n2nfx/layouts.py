@@ -7,15 +7,18 @@ sequence comes first (N, B, C).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
 
 from torch import fx
 
+from n2nfx.dimensions import Dimensions, is_grid
+from n2nfx.following import Followed
+from n2nfx.network import Move
 from n2nfx.tracing.ops import name_of
 from n2nfx.tracing.tape import Spec
+from n2nfx.unfolding import unfolding
 
 Places = tuple[int, ...]
 _Lengths = tuple[int, int]
@@ -48,13 +51,20 @@ class Misfit:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an activation lies in its tensor: `batch` is the dimension that holds the batch."""
+    """How an activation lies in its tensor: `batch` is the dimension that holds the batch.
+
+    The tensor itself, or what the moves `there` make of it; `back` are those the other way.
+    `unfolded` is the layout as a map of all its places, if it is folded and that is known.
+    """
 
     channels: int
     places: Places
     last: bool
     batch: int = 0
     fold: Fold = _UNFOLDED
+    there: tuple[Move, ...] = ()
+    back: tuple[Move, ...] = ()
+    unfolded: "Layout | None" = field(default=None, compare=False)
 
     def __str__(self) -> str:
         if not self.places:
@@ -71,21 +81,40 @@ def size_of(places: Places) -> str:
 
 
 class Layouts:
-    """The layouts of a graph's values, given that its first input has the batch first."""
+    """The layouts of a graph's values, given that its first input has the batch first.
 
-    def __init__(self, graph: fx.Graph) -> None:
+    `last` says whether that has its channels last.
+    """
+
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph, last: bool = False) -> None:
+        self._followed = Followed(module, graph, last)
         first = next(node for node in graph.nodes if node.op == "placeholder")
         spec = _pair(first)
         self._batches = _lengths(spec, 0) if spec and spec[0].shape else None
-        self._folds: dict[fx.Node, dict[_Lengths, Fold]] = {}
-        for node in graph.nodes:
-            self._folds[node] = self._find_folds(node)
 
     def of(self, node: fx.Node, last: bool, rank: int) -> Layout | Misfit:
         """The layout of a node's value; `rank` is how many dimensions it should have.
 
         A Misfit's reason is said of the value: "has no batch".
         """
+        found, unfolded = self._as_it_lies(node, last, rank), self._unfolded(node, last, rank)
+        if unfolded is None:
+            return found
+        return unfolded if isinstance(found, Misfit) else replace(found, unfolded=unfolded)
+
+    def _unfolded(self, node: fx.Node, last: bool, rank: int) -> Layout | None:
+        """The layout of a folded value as a map, where it can be followed."""
+        dimensions = self._followed.of(node)
+        if dimensions is None or not 2 <= len(dimensions) == rank:
+            return None
+        channels = rank - 1 if last else 1
+        if _lies_open(dimensions, channels):
+            return None
+        moves = unfolding(dimensions, channels)
+        size = _pair(node)[1].shape[channels]  # type: ignore[index]
+        return moves and Layout(size, moves.places, True, there=moves.there, back=moves.back)
+
+    def _as_it_lies(self, node: fx.Node, last: bool, rank: int) -> Layout | Misfit:
         spec = _pair(node)
         if spec is None:
             return Misfit("is not one tensor")
@@ -102,7 +131,9 @@ class Layouts:
         if batch:
             return Layout(shape[2], shape[:1], last, batch)
         channels, places = (shape[-1], shape[1:-1]) if last else (shape[1], shape[2:])
-        fold = self._folds[node].get(_lengths(spec, 0), _UNFOLDED)
+        fold = _UNFOLDED if self._factor(spec, 0) == 1 else self._fold(node)
+        if fold is None:
+            return Misfit("has the batch folded in a way that cannot be followed")
         return Layout(channels, places, last, batch, fold)
 
     def _batch_of(self, node: fx.Node, spec: tuple[Spec, Spec], last: bool) -> int | Misfit:
@@ -116,8 +147,6 @@ class Layouts:
             return 1
         if held != [0]:
             return Misfit(f"has the batch in dimension {held[0]}")
-        if self._factor(spec, 0) != 1 and _lengths(spec, 0) not in self._folds[node]:
-            return Misfit("has the batch folded in a way that cannot be followed")
         return 0
 
     def _factor(self, spec: tuple[Spec, Spec], dimension: int) -> int | None:
@@ -128,45 +157,22 @@ class Layouts:
         factor = lengths[1] // self._batches[1]
         return factor if lengths == (factor * self._batches[0], factor * self._batches[1]) else None
 
-    def _find_folds(self, node: fx.Node) -> dict[_Lengths, Fold]:
-        """What the dimensions of a node's value that hold several batches are folded from.
-
-        They are known by their lengths at the two batches, wherever they are moved to.
-        """
-        reads = node.all_input_nodes
-        spec = _pair(node)
-        if spec is None:
-            return {lengths: fold for read in reads for lengths, fold in self._folds[read].items()}
-        folds: dict[_Lengths, Fold | None] = {}
-        for dimension in _differing(*spec):
-            if (self._factor(spec, dimension) or 1) > 1:
-                found = (self._fold_from(read, spec, dimension) for read in reads)
-                fold = next((fold for fold in found if fold is not None), None)
-                folds[_lengths(spec, dimension)] = fold
-        return {lengths: fold for lengths, fold in folds.items() if fold is not None}
-
-    def _fold_from(self, read: fx.Node, made: tuple[Spec, Spec], dimension: int) -> Fold | None:
-        """How a dimension of a value made from `read` is folded: as there, or by a reshape.
-
-        A reshape keeps the order of the elements: as many steps of the new dimension lead to the
-        next example as the elements of one example's part are more than those of one step.
-        """
-        lengths = _lengths(made, dimension)
-        if lengths in self._folds[read]:
-            return self._folds[read][lengths]
-        spec = _pair(read)
-        if spec is None or [prod(one.shape) for one in spec] != [prod(one.shape) for one in made]:
+    def _fold(self, node: fx.Node) -> Fold | None:
+        """How the first dimension of a node's value is folded, None where that is not known."""
+        parts = (self._followed.of(node) or ((),))[0]
+        at = next((at for at, part in enumerate(parts) if part.line == "batch"), None)
+        if at is None:
             return None
-        held = _differing(*spec)
-        if len(held) != 1 or not prod(made[1].shape):
-            return None
-        batches = _lengths(spec, held[0])
-        before = _UNFOLDED if batches == self._batches else self._folds[read].get(batches)
-        inside = Fraction(prod(spec[1].shape[held[0] + 1 :]), prod(made[1].shape[dimension + 1 :]))
-        outside = lengths[1] / (batches[1] * inside)
-        if before is None or inside.denominator != 1 or outside.denominator != 1:
-            return None
-        return Fold(int(outside) * before.outside, before.inside * int(inside))
+        outside, inside = ([part.size for part in side] for side in (parts[:at], parts[at + 1 :]))
+        return Fold(prod(outside), prod(inside))
+
+
+def _lies_open(dimensions: Dimensions, channels: int) -> bool:
+    """Whether there are the examples, then the places of a map in their order, and no more."""
+    first, *rest = [parts for at, parts in enumerate(dimensions) if at != channels]
+    examples = [part.line for part in first] == ["batch"]
+    short = not all(rest) and any(rest)
+    return examples and not short and is_grid([part for parts in rest for part in parts])
 
 
 def _pair(node: fx.Node) -> tuple[Spec, Spec] | None:
@@ -257,13 +263,14 @@ def joined_tokens(graph: fx.Graph) -> dict[int, tuple[int, int]]:
     joined: dict[int, tuple[int, int]] = {}
     for node in graph.nodes:
         spec = _pair(node)
-        if spec is None or len(spec[1].shape) != 3 or name_of(node) not in _CONCATENATIONS:
+        rank = len(spec[1].shape) if spec else 0
+        if spec is None or rank < 3 or name_of(node) not in _CONCATENATIONS:
             continue
         parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
         dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         last = _pair(parts[-1]) if isinstance(parts, list | tuple) and parts else None
-        if dimension in (1, -2) and last is not None:
-            count, rest = spec[1].shape[1], last[1].shape[1]
+        if dimension in (rank - 2, -2) and last is not None:
+            count, rest = spec[1].shape[-2], last[1].shape[-2]
             joined.setdefault(count, (count - rest, rest))
     return joined
 

@@ -50,14 +50,21 @@ class Layer:
         return max(self.reads[axis], self.writes[axis])
 
 
+How = Literal[
+    "transpose", "movedim", "permute", "flatten", "unflatten", "unsqueeze", "broadcast_to",
+    "narrow", "pad", "roll", "mean",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Move:
     """One step from a layout to another: the torch function `how`, called with the numbers `by`.
 
-    `narrow` drops tokens that stand for no place, `pad` puts zeros in their place.
+    `narrow` drops tokens that stand for no place, `pad` puts zeros in their place. `mean` averages
+    over what the target does not have (heads, keys), `broadcast_to` gives it to all that it has.
     """
 
-    how: Literal["transpose", "movedim", "flatten", "unflatten", "narrow", "pad"]
+    how: How
     by: tuple[int, ...]
 
 
@@ -74,6 +81,8 @@ class Skip:
     `after`. `inner` says whether the target's nonlinearity is applied to the branch too (Eq. 2).
     What is added behind the nonlinearity (`at="output"`) went through the target's own norm before,
     and is max-pooled last by the factors `shrink`, if there are any.
+    `calls` says which call of the source is joined with which of the target, from 0 on; like a
+    layer that is called several times, a branch is then called as often, with the same weights.
     A residual skip (`kind="identity"`, Eq. 1) adds the activation itself and has no weights.
     """
 
@@ -95,6 +104,7 @@ class Skip:
     before: tuple[Move, ...] = ()
     after: tuple[Move, ...] = ()
     shrink: tuple[int, ...] = ()
+    calls: tuple[tuple[int, int], ...] = ((0, 0),)
 
     @property
     def weight(self) -> str:
@@ -110,8 +120,8 @@ class Skip:
 
     @property
     def uses(self) -> int:
-        """How often each weight is multiplied for one example."""
-        return self.fold * prod(self.computed)
+        """How often each weight is multiplied for one example, over all calls."""
+        return len(self.calls) * self.fold * prod(self.computed)
 
     @property
     def size(self) -> int:

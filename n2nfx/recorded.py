@@ -140,7 +140,9 @@ def _impossible_skips(plan: Plan) -> Iterator[str]:
         for name in (skip.source, skip.target):
             if name not in places:
                 yield f"skip {skip.name!r}: there is no layer {name!r}{did_you_mean(name, places)}"
-        if places[skip.source] >= places[skip.target] or skip.hop < 1:
+        later = all(source < target for source, target in skip.calls)  # calls of layers
+        backwards = places[skip.source] >= places[skip.target] and not later
+        if backwards or skip.hop < 1 or not skip.calls:
             yield f"skip {skip.name!r} bypasses nothing: {skip.source!r} to {skip.target!r}"
         if not 0 <= skip.nnz <= skip.size:
             yield f"skip {skip.name!r} keeps {skip.nnz} of {skip.size} weights"

@@ -6,7 +6,7 @@ identities do not make everything neighbours; gates (squeeze-excite) count for n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import fx
@@ -26,7 +26,8 @@ class Site:
     norm; in a residual block the sum), `nonlinearity` the node that applies it, or None,
     `activation` the node that carries the output activation. `last` says whether the channels are
     the last dimension rather than the second, `sealed` whether the nonlinearity is inside the norm.
-    The network's input is a site whose nodes are all the same and whose layer is None.
+    `call` counts the calls of one layer. The network's input is a site whose nodes are all the
+    same and whose layer is None.
     """
 
     layer: Layer | None
@@ -36,6 +37,7 @@ class Site:
     activation: fx.Node
     last: bool
     sealed: bool = False
+    call: int = 0
 
     @property
     def name(self) -> str:
@@ -75,22 +77,21 @@ class Sites:
             for node, layer in nodes_of(module, self.graph)
             if layer.weight in known
         ]
-        self.sites = [
-            self._input(calls[0][1] if calls else None),
-            *(self._site(layer, node) for node, layer in calls),
-        ]
-        self._layouts = Layouts(self.graph)
-        self.calls: dict[str, int] = {}
-        for site in self.sites:
-            self.calls[site.name] = self.calls.get(site.name, 0) + 1
+        self.sites = [self._input(calls[0][1] if calls else None)]
+        self.calls: dict[str, int] = {INPUT: 1}
+        for node, layer in calls:
+            call = self.calls.setdefault(layer.name, 0)
+            self.sites.append(replace(self._site(layer, node), call=call))
+            self.calls[layer.name] += 1
+        self._layouts = Layouts(module, self.graph, self.sites[0].last)
         self._precedents = self._find_precedents()
         self._gates = self._find_gates()
         self._weights = [0 if gate else 1 for gate in self._gates]
         self._weights[0] = 0
 
-    def by_name(self, name: str) -> Site:
-        """The (first) site of a layer, or of the input."""
-        return next(site for site in self.sites if site.name == name)
+    def by_name(self, name: str, call: int = 0) -> Site:
+        """The site of one call of a layer, or of the input."""
+        return next(site for site in self.sites if (site.name, site.call) == (name, call))
 
     def layout(self, site: Site, node: fx.Node) -> Layout | Misfit:
         """How the value of one of a site's nodes lies in its tensor."""

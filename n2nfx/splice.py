@@ -75,16 +75,24 @@ def splice(network: Network, skips: Sequence[Skip]) -> None:
     prepare(network)
     for graph in graphs_of(network.module):
         sites = Sites(network.module, network.layers, graph)
-        ends = [(skip, _end(sites, skip.source), _end(sites, skip.target)) for skip in skips]
+        ends = [
+            (skip, _end(sites, skip.source, source), _end(sites, skip.target, target))
+            for skip in skips
+            for source, target in skip.calls
+        ]
         surgeon = _Surgeon(network.module, graph)
         for skip, source, target in ends:
             surgeon.join(skip, source, target)
 
 
-def _end(sites: Sites, name: str) -> Site:
+def _end(sites: Sites, name: str, call: int) -> Site:
     if name not in sites.calls:
         raise CannotOperate(f"a skip ends at {name}, which is no layer of this network")
-    return sites.by_name(name)
+    if not 0 <= call < sites.calls[name]:
+        raise CannotOperate(
+            f"a skip ends at call {call} of {name}, which is called {sites.calls[name]} times"
+        )
+    return sites.by_name(name, call)
 
 
 class _Surgeon:
@@ -158,11 +166,12 @@ class _Surgeon:
     def _add(self, name: str, make: Callable[[], nn.Module], target: Site) -> None:
         """A module of a branch, where its target's weight is and of its kind of numbers.
 
-        A second graph finds it there.
+        A second graph, or call, finds it there.
         """
         assert target.layer is not None
         if name in self._parts:
             return
+        self._parts.add(name)
         part = make()
         like = self.module.get_parameter(target.layer.weight)
         part.to(device=like.device, dtype=like.dtype).train(self.module.training)
@@ -222,7 +231,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 def _arguments(move: Move) -> tuple[Any, ...]:
     """The numbers of a move as its function takes them."""
-    if move.how == "pad":
+    if move.how in ("pad", "permute", "mean", "broadcast_to"):  # all numbers are one argument
         return (move.by,)
     if move.how == "unflatten":
         return move.by[0], move.by[1:]

@@ -2,8 +2,8 @@
 
 A branch leaves the output activation of its source and enters its target just before the
 nonlinearity (or before the norm). Where every target that is `hop` layers away has a shape that
-cannot be met (windows, heads, a larger map), the chain goes on to the next layers that fit, up to
-twice as far: layers of one kind of shape form chains of their own.
+cannot be met (a map of other dimensions, a batch folded out of sight), the chain goes on to the
+next layers that fit, up to twice as far: layers of one kind of shape form chains of their own.
 """
 
 import copy
@@ -32,6 +32,7 @@ _ENTRIES: dict[Wiring, At] = {
     "joint": "norm",
     "released-vgg": "output",
 }
+TWIN = "the same branch as"  # how the reason of a pair begins that another pair has made one
 INNER = ("paper", "released-vgg")  # the wirings with the target's nonlinearity inside the branch
 
 
@@ -47,7 +48,8 @@ class Options:
     norm and nonlinearity, max-pooled to the target's size, and added behind them). kernel: the
     branch's spatial size, an odd number, or `target` for the target's own. resolution: how a branch
     meets a smaller target: by its `stride` where the sizes divide, and else as by `pool`, which
-    averages the source to the target's size before.
+    averages the source to the target's size before. Onto a larger one it reads the nearest place
+    (or the average of the nearest, where the sizes do not divide).
     """
 
     hops: tuple[int, ...] = (3,)
@@ -88,6 +90,11 @@ class Branches:
     refused: tuple[Refusal, ...]
 
     @property
+    def twins(self) -> tuple[Refusal, ...]:
+        """The refused pairs that would have the very branch that another pair has."""
+        return tuple(one for one in self.refused if one.reason.startswith(TWIN))
+
+    @property
     def capacity(self) -> int:
         """How many weights the branches could hold together."""
         return sum(skip.size for skip in self.skips)
@@ -98,40 +105,66 @@ def find_branches(network: Network, options: Options) -> Branches:
     _, *trainings = graphs_of(network.module)
     sites = Sites(network.module, network.layers)
     others = [Sites(network.module, network.layers, graph) for graph in trainings]
-    skips: list[Skip] = []
-    refused: list[Refusal] = []
-    taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
-    names = set(dict(network.module.named_modules()))
+    gathered, refused = _Gathered(network.module), list[Refusal]()
     for source, target, found in _Search(sites, options).pairs():
-        if isinstance(found, Refusal):
-            refused.append(found)
-            continue
-        ends = (source.activation, entry_of(target, found.at))
-        if ends in taken:
-            twin = f"the same branch as {taken[ends].source} -> {taken[ends].target}"
-            refused.append(Refusal(found.source, found.target, found.hop, twin))
-            continue
-        apart = _apart(others, found, source, target)
-        if apart is not None:
-            refused.append(Refusal(found.source, found.target, found.hop, apart))
-            continue
-        taken[ends] = replace(found, name=_branch_name(found, network.module, names))
-        names.add(taken[ends].name)
-        skips.append(taken[ends])
+        if isinstance(found, Skip):
+            ends = source.activation, entry_of(target, found.at)
+            reason = gathered.twin(ends) or _apart(others, found, source, target)
+            if reason is None:
+                gathered.add(found, ends, (source.call, target.call))
+                continue
+            found = Refusal(found.source, found.target, found.hop, reason)
+        refused.append(found)
+    skips = gathered.skips
     placed, misplaced = _place(skips, sites, options.placement)
-    told = dict.fromkeys((*refused, *misplaced))  # a layer called twice would be told of twice
-    return Branches(tuple(placed), tuple(told))
+    joined = {(skip.source, skip.target) for skip in skips}
+    left = [one for one in refused if (one.source, one.target) not in joined]  # at any other call
+    return Branches(tuple(placed), tuple(dict.fromkeys((*left, *misplaced))))
+
+
+class _Gathered:
+    """The branches so far. Several calls of two layers that are met in one way share a branch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._names = {name for name, _ in module.named_modules()}
+        self._skips: dict[Skip, Skip] = {}  # by the same record without name, hop and calls
+        self._taken: dict[tuple[fx.Node, fx.Node], Skip] = {}
+
+    @property
+    def skips(self) -> list[Skip]:
+        """The branches, in order of their first calls."""
+        return list(self._skips.values())
+
+    def twin(self, ends: tuple[fx.Node, fx.Node]) -> str | None:
+        """What tells that there is a branch from one node to another already, or None."""
+        twin = self._taken.get(ends)
+        return twin and f"{TWIN} {twin.source} -> {twin.target}"
+
+    def add(self, found: Skip, ends: tuple[fx.Node, fx.Node], calls: tuple[int, int]) -> None:
+        """Add a branch, or to one that is there another two calls."""
+        self._taken[ends] = found
+        record = replace(found, hop=0, calls=())
+        if record not in self._skips:
+            name = _branch_name(found, self._module, self._names)
+            self._names.add(name)
+            self._skips[record] = replace(found, name=name, calls=())
+        known = self._skips[record]
+        self._skips[record] = replace(known, calls=(*known.calls, calls))
 
 
 def _apart(others: Sequence[Sites], skip: Skip, source: Site, target: Site) -> str | None:
     """Why a branch of one graph has no place in the module's other one, or None."""
     for sites in others:
         for own in (source, target):
-            if sites.calls.get(own.name) != 1:
+            if sites.calls.get(own.name, 0) <= own.call:
                 return f"{own.name} is called in one mode (train or eval) only"
-            if not _alike(own, sites.by_name(own.name), skip.at):
+            if not _alike(own, sites.by_name(own.name, own.call), skip.at):
                 return f"what is behind {own.name} depends on the mode (train or eval)"
-        there = sites.by_name(source.name).activation, sites.by_name(target.name)
+        there = (
+            sites.by_name(source.name, source.call).activation,
+            sites.by_name(target.name, target.call),
+        )
         if sites.position[there[0]] >= sites.position[entry_of(there[1], skip.at)]:
             return f"in one mode the output of {source.name} is not there yet"
     return None
@@ -234,9 +267,6 @@ class _Search:
     def _forbidden(self, source: Site, target: Site, entry: fx.Node) -> str | None:
         """What forbids a branch whatever its shape, or None."""
         sites, wiring = self._sites, self._options.wiring
-        for end in (source, target):
-            if sites.calls[end.name] > 1:
-                return f"{end.name} is called {sites.calls[end.name]} times"
         if target.sealed and wiring != "joint":
             return f"the norm of {target.name} has its nonlinearity inside, with weights of its own"
         if sites.position[source.activation] >= sites.position[entry]:
@@ -374,7 +404,7 @@ def _end_to_end(skips: list[Skip], order: dict[str, int]) -> list[Skip]:
 
 
 def _over_stages(skips: list[Skip]) -> list[Skip]:
-    """The first branch onto each resolution from a larger one."""
+    """The first branch onto each resolution from another."""
     taken: dict[int, Skip] = {}
     for skip in skips:
         if prod(skip.stride) > 1 or skip.pool is not None or skip.shrink:

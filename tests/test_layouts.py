@@ -61,6 +61,10 @@ FORWARDS: dict[str, tuple[Callable[..., Tensor], Layout]] = {
         lambda m, x: m.last(x.permute(0, 2, 3, 1).reshape(-1, 4)),
         Layout(4, (), last=True, fold=Fold(1, 64)),
     ),
+    "two batches": (
+        lambda m, x: m.last(torch.cat([x, x]).permute(0, 2, 3, 1)),
+        Layout(4, (8, 8), last=True, fold=Fold(2, 1)),
+    ),
     "a window of a window": (
         lambda m, x: m.last(windows(x.permute(0, 2, 3, 1)).reshape(-1, 4, 4)),
         Layout(4, (4,), last=True, fold=Fold(1, 16)),
@@ -83,7 +87,7 @@ UNREADABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
     ),
     "batch third": (lambda m, x: m.one(x.permute(2, 1, 0, 3)), "the batch in dimension 2"),
     "batch twice": (lambda m, x: m.one(x[:, None] - x[None]), "the batch in dimensions 0, 1"),
-    "two batches": (lambda m, x: m.one(torch.cat([x, x])), "a way that cannot be followed"),
+    "turned batches": (lambda m, x: m.one(x.repeat(2, 1, 1, 1)), "a way that cannot be followed"),
     "one more dimension": (
         lambda m, x: functional.relu(m.one(x) + torch.ones(2, 1, 1, 1, 4, device=x.device)),
         "has 5 dimensions where its layer gives 4",
@@ -141,5 +145,6 @@ def test_a_map_is_a_part_of_the_input_in_every_direction() -> None:
 
 def test_layouts_of_an_input_without_dimensions_are_none() -> None:
     graph = torch.fx.Graph()
-    graph.placeholder("x")
-    assert isinstance(Layouts(graph).of(next(iter(graph.nodes)), False, 0), Misfit)
+    graph.output(graph.placeholder("x"))
+    layouts = Layouts(torch.fx.GraphModule(nn.Module(), graph), graph)
+    assert isinstance(layouts.of(next(iter(graph.nodes)), False, 0), Misfit)

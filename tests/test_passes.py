@@ -563,10 +563,11 @@ def test_a_hop_without_pairs_is_refused_and_those_with_pairs_are_named() -> None
 
 
 def test_pairs_that_are_not_legal_are_refused_with_the_reasons_and_their_counts() -> None:
-    growing = chain(*conv(3, 4), nn.Upsample(scale_factor=2), *conv(4, 4))
-    told = refused([N2NSkip(0.1, hops=(2,))], growing)
+    cubes = chain(*conv(3, 4), nn.Unflatten(3, (4, 2)), nn.Conv3d(4, 4, 1))
+    told = refused([N2NSkip(0.1, hops=(2,))], cubes)
     assert told.startswith(
-        "no legal pair of layers is 2 apart (refused: the target is larger: 8x8 to 16x16 (1)). "
+        "no legal pair of layers is 2 apart (refused: a 8x8 map of 3 channels (first) cannot be "
+        "laid onto a 8x4x2 map of 4 channels (first) (1)). "
     )
 
 

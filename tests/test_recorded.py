@@ -132,6 +132,7 @@ def skip(plan: dict[str, Any]) -> dict[str, Any]:
         (lambda plan: skip(plan).update(target="input"), "bypasses nothing: 'input' to 'input'"),
         (lambda plan: skip(plan).update(source="9", target="0"), "bypasses nothing"),
         (lambda plan: skip(plan).update(hop=0), "bypasses nothing"),
+        (lambda plan: skip(plan).update(calls=[]), "bypasses nothing"),
         (lambda plan: skip(plan).update(shrink=[2, 2, 2]), "shrinks places that it does not have"),
         (lambda plan: skip(plan).update(shrink=[0]), "shrinks places that it does not have"),
         (lambda plan: skip(plan).update(nnz=10**9), "keeps 1000000000 of"),

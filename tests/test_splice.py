@@ -118,8 +118,13 @@ def test_surgery_is_as_written_in_the_golden_file(case: str, pytestconfig: pytes
     assert golden.read_text() == text
 
 
-def spliced(module: nn.Module, operation: N2NSkip | ResSkip, density: float = 1.0) -> Network:
-    network = n2nfx.trace(module, IMAGE)
+def spliced(
+    module: nn.Module,
+    operation: N2NSkip | ResSkip,
+    density: float = 1.0,
+    example: Tensor = IMAGE,
+) -> Network:
+    network = n2nfx.trace(module, example)
     return Pipeline([RandomPruning(density=density), operation])(network, seed=1).network
 
 
@@ -405,7 +410,12 @@ def test_a_module_with_two_names_and_a_graph_that_makes_tensors_get_skips(
 
     network = n2nfx.trace(Shared(), torch.zeros(1, 4))
     result = Pipeline([RandomPruning(0.5), N2NSkip(0.2, (1,))])(network).network
-    assert [skip.target for skip in result.skips] == ["one"]
+    ends = [(skip.source, skip.target, skip.calls) for skip in result.skips]
+    assert ends == [
+        ("input", "one", ((0, 0),)),
+        ("one", "two", ((0, 0),)),
+        ("two", "two", ((0, 1),)),  # three has the weight of two
+    ]
     assert dict(result.module.named_parameters()).keys() >= {"one.weight", "two.weight"}
     assert result.module(torch.randn(3, 4)).shape == (3, 4)
 
@@ -517,22 +527,24 @@ class Transposed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.behind, self.before, self.again = (nn.Linear(4, 4) for _ in range(3))
+        self.open, self.behind, self.before, self.again = (nn.Linear(4, 4) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[0]
+        batch, x = x.shape[0], functional.relu(self.open(x))
         x = functional.relu(self.behind(x.reshape(-1, 4))).reshape(batch, 5, 4)
         x = functional.relu(self.before(x.transpose(0, 1).reshape(-1, 4)))
         return self.again(x).reshape(5, batch, 4).transpose(0, 1)
 
 
-def test_folds_of_one_size_and_different_orders_are_not_joined() -> None:
-    network = n2nfx.trace(Transposed(), torch.zeros(1, 5, 4))
-    branches = find_branches(network, Options(hops=(1,)))
-    assert [(skip.source, skip.target) for skip in branches.skips] == [("before", "again")]
-    reasons = {(refusal.source, refusal.target): refusal.reason for refusal in branches.refused}
-    orders = "the batch is folded 5 times at both ends, in different orders"
-    assert reasons["behind", "before"] == reasons["behind", "again"] == orders
+def test_folds_of_one_size_and_different_orders_are_joined_place_by_place() -> None:
+    network = spliced(Transposed(), N2NSkip(ratio=0.4, hops=(1,)), example=torch.zeros(1, 5, 4))
+    skip = {skip.target: part(network, skip.name) for skip in network.skips}
+    x = torch.randn(3, 5, 4)
+    opened = functional.relu(part(network, "open")(x) + skip["open"](x))
+    behind = functional.relu(part(network, "behind")(opened) + skip["behind"](opened))
+    before = functional.relu(part(network, "before")(behind) + skip["before"](behind))
+    again = part(network, "again")(before) + skip["again"](before)
+    assert torch.allclose(network.module(x), again, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)

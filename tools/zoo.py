@@ -159,6 +159,7 @@ def _summary(rows: Sequence[Row]) -> str:
     legal, pairs = (
         sum(sum(row.get(key, {}).values()) for row in rows) for key in ("legal", "pairs")
     )
+    twins = sum(row.get("twins", 0) for row in rows)
     traced = [row["trace_ms"] for row in rows if "trace_ms" in row]
     exact = sum(row.get("compared") == "numbers" for row in fine)
     return (
@@ -166,7 +167,8 @@ def _summary(rows: Sequence[Row]) -> str:
         f"{exact} were compared in numbers, to the last bit, the others in shapes, because one "
         f"forward of theirs costs too much. {sum(row.get('layers', 0) for row in rows):,} layers; "
         f"{legal:,} of {pairs:,} pairs of layers 2 or 3 apart can have a skip "
-        f"({legal / max(pairs, 1):.1%}). Tracing takes {statistics.median(traced):.0f} ms in the "
+        f"({legal / max(pairs, 1):.1%}), and {twins:,} more would have the very branch of one of "
+        f"these. Tracing takes {statistics.median(traced):.0f} ms in the "
         f"median, on one core.\n"
     )
 

@@ -24,6 +24,7 @@ from n2nfx.graphmodule import graphs_of
 from n2nfx.masks import Masks
 from n2nfx.network import Network
 from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.splice import prepare
 from n2nfx.tracing import record
 from n2nfx.tracing.layers import not_prunable, taken_by_others
 from n2nfx.tracing.values import items
@@ -278,14 +279,7 @@ def _same_shapes(original: nn.Module, graph: nn.Module, network: Network) -> Non
 
 
 def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> None:
-    row["pairs"], row["legal"], row["refused"], room = {}, {}, {}, 0
-    for hop in HOPS:
-        found = find_branches(network, Options((hop,), wiring="linear"))
-        row["legal"][hop] = len(found.skips)
-        room += found.capacity
-        row["pairs"][hop] = len(found.skips) + len(found.refused)
-        for refusal in found.refused:
-            row["refused"][refusal.reason] = row["refused"].get(refusal.reason, 0) + 1
+    room = _count_pairs(row, network)
     if not network.layers:
         return
     want = round(DENSITY * network.size)
@@ -305,7 +299,42 @@ def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> Non
     if outcome.counts.kept != want or outcome.counts.skip != round(RATIO * want):
         raise Fails(f"counts {outcome.counts}, where {want} weights were to be kept")
     if inputs is not None:
+        _examples_stay_apart(outcome.network, inputs)
         _zeroed_branches_are_silent(outcome.network, network, inputs)
+
+
+def _count_pairs(row: Row, network: Network) -> int:
+    """Count pairs exactly so far apart, and give how many weights all branches could hold.
+
+    Two pairs that would have the very same branch, from the same activation to the same
+    pre-activation, are one pair; `twins` says how many there were beside it.
+    """
+    ready = replace(network, module=copy.deepcopy(network.module))
+    prepare(ready)
+    row.update(pairs={}, legal={}, refused={}, twins=0)
+    room = 0
+    for hop in HOPS:
+        found = find_branches(ready, Options((hop,), wiring="linear"))
+        room += found.capacity
+        twins = [pair for pair in found.twins if pair.hop == hop]
+        refused = [pair for pair in found.refused if pair.hop == hop and pair not in twins]
+        row["twins"] += len(twins)
+        row["legal"][hop] = sum(skip.hop == hop for skip in found.skips)
+        row["pairs"][hop] = row["legal"][hop] + len(refused)
+        for refusal in refused:
+            row["refused"][refusal.reason] = row["refused"].get(refusal.reason, 0) + 1
+    return room
+
+
+def _examples_stay_apart(spliced: Network, inputs: tuple[Tensor, ...]) -> None:
+    """The examples in another order have the same outputs in that order, nearly."""
+    turned = tuple(value.flip(0) for value in inputs)
+    one, other = (_effects(spliced.module, each, False, False) for each in (inputs, turned))
+    for key, value in one.items():
+        if key.startswith("output") and value.is_floating_point() and len(value) == BATCH:
+            value, again = value.nan_to_num(), other[key].flip(0).nan_to_num()
+            if (value - again).abs().max() > 1e-3 * value.abs().max():
+                raise Fails(f"branches mix the examples of {key}")
 
 
 def _zeroed_branches_are_silent(

@@ -16,7 +16,7 @@ from n2nfx.network import Layer, Network, Origin, Refusal
 from n2nfx.source import from_model
 from n2nfx.splice import prepare
 from n2nfx.tracing.layers import nodes_of
-from n2nfx.wiring import Branches, Options, Wiring, find_branches
+from n2nfx.wiring import TWIN, Branches, Options, Wiring, find_branches
 
 _INSIDE = "inside of a module that is called whole"
 _TOLD = 12  # reasons that are shown; --json has every pair
@@ -193,5 +193,4 @@ def _skips(overview: Overview) -> Table:
 
 def _reason(refusal: Refusal) -> str:
     """A refusal's reason; which other pair has the same branch is left to --json."""
-    twin = "the same branch as"
-    return f"{twin} another pair has" if refusal.reason.startswith(twin) else refusal.reason
+    return f"{TWIN} another pair has" if refusal.reason.startswith(TWIN) else refusal.reason
