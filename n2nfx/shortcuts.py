@@ -1,7 +1,7 @@
 """Which branches would add what a shortcut has added already, as in ResNets and transformers.
 
 Such a branch doubles what it carries, and block after block that is exponential in the depth: 2,000
-in place of 1 behind the last block of a ResNet50 (docs/decisions/0025).
+in place of 1 behind the last block of a ResNet50 (docs/decisions/0026).
 """
 
 from collections.abc import Iterable
