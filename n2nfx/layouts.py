@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from n2nfx.tracing.ops import name_of
+from n2nfx.tracing.ops import first_tensor, name_of
 from n2nfx.tracing.tape import Spec
 
 Places = tuple[int, ...]
@@ -74,8 +74,7 @@ class Layouts:
     """The layouts of a graph's values, given that its first input has the batch first."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        first = next(node for node in graph.nodes if node.op == "placeholder")
-        spec = _pair(first)
+        spec = _pair(first_tensor(graph))
         self._batches = _lengths(spec, 0) if spec and spec[0].shape else None
         self._folds: dict[fx.Node, dict[_Lengths, Fold]] = {}
         for node in graph.nodes:

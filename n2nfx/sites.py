@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from n2nfx.layouts import Grids, Layout, Layouts, Misfit, joined_tokens
 from n2nfx.network import INPUT, At, Layer
 from n2nfx.tracing.layers import nodes_of
-from n2nfx.tracing.ops import kind_of
+from n2nfx.tracing.ops import first_tensor, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class Sites:
 
     def _input(self, first: Layer | None) -> Site:
         """The network's input, its channels where the first layer has them if it reads it whole."""
-        node = next(node for node in self.graph.nodes if node.op == "placeholder")
+        node = first_tensor(self.graph)
         linear = first is not None and first.kind == "linear"
         whole = first is not None and first.reads == node.meta["spec"][1].shape[1:]
         return Site(None, node, node, None, node, last=_rank(node) == 2 or (linear and whole))

@@ -16,8 +16,9 @@ from torch.fx.node import map_arg
 from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, parts_of
 from n2nfx.network import Move, Network, Skip
+from n2nfx.partwise import by_part, in_part, skips_of
 from n2nfx.sites import Site, Sites, entry_of, own_norm
 from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
 from n2nfx.tracing.tape import Spec
@@ -38,7 +39,11 @@ def prepare(network: Network) -> None:
     The norm keeps its weights and names, and what it computes does not change. A nonlinearity
     with weights of its own stays inside, or its names in the state dict would change.
     """
-    module = network.module
+    for _, part in parts_of(network.module):
+        _prepare(part)
+
+
+def _prepare(module: fx.GraphModule) -> None:
     fused: dict[str, list[fx.Node]] = {}
     for node in (node for graph in graphs_of(module) for node in graph.nodes):
         if node.op == "call_module" and kind_of(module, node) == "fused":
@@ -73,6 +78,16 @@ def splice(network: Network, skips: Sequence[Skip]) -> None:
     it was trained). Raises `CannotOperate` when a skip does not fit.
     """
     prepare(network)
+    parts = dict(by_part(network))
+    homeless = [skip for skip in skips if not any(skips_of([skip], path) for path in parts)]
+    if homeless:
+        raise CannotOperate(f"a skip is called {homeless[0].name}, which is in no part's container")
+    for path, part in parts.items():
+        _splice(part, [in_part(skip, path) for skip in skips_of(skips, path)])
+
+
+def _splice(network: Network, skips: Sequence[Skip]) -> None:
+    """Add branches to the graphs that a network has itself."""
     for graph in graphs_of(network.module):
         sites = Sites(network.module, network.layers, graph)
         ends = [(skip, _end(sites, skip.source), _end(sites, skip.target)) for skip in skips]

@@ -20,6 +20,7 @@ from n2nfx.fitting import Kernel, Matching, Resolution, fit
 from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.layouts import Layout, Misfit
 from n2nfx.network import At, Network, Refusal, Skip
+from n2nfx.partwise import by_part, from_part
 from n2nfx.sites import Site, Sites, entry_of, own_norm
 from n2nfx.tracing.ops import is_in_place, is_view, name_of
 
@@ -94,7 +95,21 @@ class Branches:
 
 
 def find_branches(network: Network, options: Options) -> Branches:
-    """Every branch that the options allow on a network, and every refused pair with its reason."""
+    """Every branch that the options allow on a network, and every refused pair with its reason.
+
+    Of a network in parts, those within each.
+    """
+    skips: list[Any] = []
+    refused: list[Any] = []
+    for path, part in by_part(network):
+        found = _find_within(part, options)
+        skips += [from_part(skip, path) for skip in found.skips]
+        refused += [from_part(refusal, path) for refusal in found.refused]
+    return Branches(tuple(skips), tuple(refused))
+
+
+def _find_within(network: Network, options: Options) -> Branches:
+    """The branches of a network's own graph."""
     _, *trainings = graphs_of(network.module)
     sites = Sites(network.module, network.layers)
     others = [Sites(network.module, network.layers, graph) for graph in trainings]

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from n2nfx.bind import bind, is_bound, masks_at_work, unbind
 from n2nfx.connectivity.counting import count_effective
 from n2nfx.connectivity.effective import Effective
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, join, parts_of
 from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Network, blank_inputs
 from n2nfx.saliency import call, seeded, set_mode
@@ -61,6 +61,9 @@ def find_collapse(
     return Collapse(
         "the network is dead: its output does not move with its input", runs.stops(given)
     )
+
+
+_NAMING = ("call_module", "get_attr")  # the steps of a graph whose target is a path
 
 
 class _Runs:
@@ -129,9 +132,13 @@ def _with_the_same_weights(module: fx.GraphModule) -> fx.GraphModule:
 
 def _compute_in_float64(module: fx.GraphModule) -> None:
     """Let a module compute in float64: a layer that is called has such a weight only meanwhile."""
-    nodes = [node for graph in graphs_of(module) for node in graph.nodes]
-    called = {str(node.target) for node in nodes if node.op == "call_module"}
-    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    called: set[str] = set()
+    read: set[str] = set()
+    for path, part in parts_of(module):
+        nodes = [node for graph in graphs_of(part) for node in graph.nodes]
+        targets = {op: [str(n.target) for n in nodes if n.op == op] for op in _NAMING}
+        called |= {join(path, target) for target in targets["call_module"]}
+        read |= {join(path, target.rpartition(".")[0]) for target in targets["get_attr"]}
     for path, part in module.named_modules():
         layer = is_weighted(part) or type(part) in PLAIN_CLASS
         if layer and path in called - read:

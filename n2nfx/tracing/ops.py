@@ -102,6 +102,11 @@ def name_of(node: fx.Node) -> str:
     return name[:-1] if is_method_in_place(name) else name
 
 
+def first_tensor(graph: fx.Graph) -> fx.Node:
+    """The node of a graph's first input that is a tensor, alone or in a list: it has the batch."""
+    return next(node for node in graph.nodes if isinstance(node.meta.get("spec"), tuple))
+
+
 def is_method_in_place(name: str) -> bool:
     """Whether torch names its in-place calls so."""
     return name.endswith("_") and not name.endswith("__")
