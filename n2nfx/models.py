@@ -299,8 +299,6 @@ def _from_zoo(canonical: str, num_classes: int | None, channels: int) -> _Built:
 
 def _from_torchvision(name: str, classes: dict[str, int], channels: int) -> _Built:
     builder = _imported("torchvision.models").get_model_builder(name)
-    if builder.__module__.startswith("torchvision.models.detection."):
-        raise CannotOperate(f"torchvision:{name}: detection models cannot be operated on yet")
     shapes = _TORCHVISION_INPUTS.get(builder.__module__, (_IMAGE,))
     if channels != 3:
         raise UsageError(
@@ -311,7 +309,7 @@ def _from_torchvision(name: str, classes: dict[str, int], channels: int) -> _Bui
         raise UsageError(f"torchvision:{name} estimates optical flow and takes no num_classes")
     options: dict[str, Any] = {"weights": None, **classes}
     if "weights_backbone" in inspect.signature(builder).parameters:
-        options["weights_backbone"] = None  # the segmentation models would download one
+        options["weights_backbone"] = None  # segmentation and detection would download one
     if name.removeprefix("quantized_") in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # today's default, which warns unless it is said
     return _Built(_constructed(f"torchvision:{name}", builder, options), shapes)

@@ -120,7 +120,9 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     shapes: list[tuple[int, ...]] = []
     for part in _judged(network):
         data = any("inner" in node.meta for node in part.graph.nodes)
-        shapes += (tuple(one.shape) for one in tensors(_on_ones(part) if data else _without_data(part)))
+        shapes += (
+            tuple(one.shape) for one in tensors(_on_ones(part) if data else _without_data(part))
+        )
     return tuple(shapes)
 
 

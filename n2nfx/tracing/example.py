@@ -135,9 +135,7 @@ def _size(spec: Spec, grown: Growth) -> tuple[int, ...]:
     return tuple(spec.shape[dimension] for dimension, _ in grown if dimension < len(spec.shape))
 
 
-def part_call(
-    module: nn.Module, visits: Sequence[Visit], device: torch.device
-) -> PartCall | None:
+def part_call(module: nn.Module, visits: Sequence[Visit], device: torch.device) -> PartCall | None:
     """How a part is called, by the calls that were seen; None where no graph could take these.
 
     They have to be of one kind: so many tensors in the same lists, of as many dimensions each.

@@ -71,9 +71,7 @@ class _Weights:
 def _calls(module: fx.GraphModule, weights: _Weights) -> list[_Call]:
     """One call of every layer, its uses those of all calls in evaluation, or else in training."""
     evaluation, *training = graphs_of(module)
-    found = {
-        graph: _sum_up(_calls_in(module, graph, weights)) for graph in (evaluation, *training)
-    }
+    found = {graph: _sum_up(_calls_in(module, graph, weights)) for graph in (evaluation, *training)}
     order = dict.fromkeys(name for graph in (*training, evaluation) for name in found[graph])
     return [
         next(found[graph][name] for graph in (evaluation, *training) if name in found[graph])
@@ -237,9 +235,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 # Layers inside of modules that are kept whole.
 
 
-def _calls_inside(
-    module: fx.GraphModule, node: fx.Node, weights: _Weights
-) -> Iterator[_Call]:
+def _calls_inside(module: fx.GraphModule, node: fx.Node, weights: _Weights) -> Iterator[_Call]:
     """Those of every layer inside, in the model's order: which are called can depend on data.
 
     Of a part with a graph of its own, those are layers that its graph calls.

@@ -49,9 +49,7 @@ def _examples(visits: Iterable[Visit], batch: int) -> Fraction:
 class _Inside:
     """Looks for parts from the outside in; the calls are those of each module by its path."""
 
-    def __init__(
-        self, model: nn.Module, visits: Mapping[str, Sequence[Visit]], make: Make
-    ) -> None:
+    def __init__(self, model: nn.Module, visits: Mapping[str, Sequence[Visit]], make: Make) -> None:
         self.found: list[str] = []
         self._model = model
         self._visits = visits

@@ -58,7 +58,9 @@ class Stage:
         self.where = where  # the device that its inputs are made on
         self._memory = Memory(copied)
 
-    def record(self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
+    def record(
+        self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None
+    ) -> Tape:
         """The tape of one run, as if it were the first.
 
         Raises `Stopped` with the place where it fails, and `KeepsState` where a second run would
@@ -100,7 +102,9 @@ class Stage:
             "a graph would do every time what the first call does",
         )
 
-    def _run(self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
+    def _run(
+        self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None
+    ) -> Tape:
         recorder = Recorder(self.model.train(run.training), wholes, really, self.device)
         try:
             with self.mode:

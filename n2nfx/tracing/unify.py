@@ -214,9 +214,7 @@ def _unify_seen(runs: Runs, entries: Sequence[Entry]) -> Seen | None:
     return Seen(inner, frozenset(touched), first.visits, runs[0].batch)
 
 
-def _unify_calls(
-    runs: Runs, entries: Sequence[Entry]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _unify_calls(runs: Runs, entries: Sequence[Entry]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     first = entries[0]
     if any((entry.op, entry.target) != (first.op, first.target) for entry in entries):
         raise Disagreement

@@ -110,7 +110,9 @@ class GraphWriter:
         node.meta.update(spec=None, scope="")
         return node
 
-    def _once(self, key: Hashable, value: InputDevice | BatchNumber | SizeNumber | Switched) -> fx.Node:
+    def _once(
+        self, key: Hashable, value: InputDevice | BatchNumber | SizeNumber | Switched
+    ) -> fx.Node:
         """The node that computes a number, device or switch: made at its first use."""
         if key not in self._made:
             self._made[key] = self._plain(self._make(value))
