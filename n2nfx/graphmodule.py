@@ -25,7 +25,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # the tables, the hooks and the training flag
 # What tracing writes down about a node.
-_META = ("spec", "scope", "given", "inner", "touched", "parts")
+_META = ("spec", "grown", "scope", "given", "inner", "touched", "parts")
 
 
 class WholeModel(nn.Module):
@@ -65,7 +65,7 @@ class WholeGraphModule(fx.GraphModule):
     """A GraphModule with every submodule, parameter, buffer, hook and attribute of its root.
 
     `graph` is what it does; `training_graph`, if there is one, what it does in training instead.
-    `whole_model` is there where the graph calls it, where the root's class has a `train` of its own,
+    `whole_model` is there where the graph calls it, where the root's class has its own `train`,
     and in a part: what calls that may ask it for a method of its class.
     """
 

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from n2nfx import artifact
 from n2nfx.errors import CannotOperate, DamagedFile, did_you_mean
-from n2nfx.masks import Masks
 from n2nfx.graphmodule import join
+from n2nfx.masks import Masks
 from n2nfx.network import INPUT, Layer, Network, Skip
 from n2nfx.plan import Counts, Plan, count
 

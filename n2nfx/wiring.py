@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import fx, nn
 
+from n2nfx.anysize import follows_size, unfit
 from n2nfx.errors import UsageError, did_you_mean
-from n2nfx.fitting import Kernel, Matching, Resolution, fit
+from n2nfx.fitting import Fit, Kernel, Matching, Resolution, fit
 from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.layouts import Layout, Misfit
 from n2nfx.network import At, Network, Refusal, Skip
@@ -183,6 +184,7 @@ class _Search:
         self._grids = sites.grids()
         self._at: At = _ENTRIES[options.wiring]
         self._inside: dict[fx.Node, str | None] = {}
+        self._follows = follows_size(sites.graph)
 
     def pairs(self) -> Iterator[tuple[Site, Site, Skip | Refusal]]:
         """Every pair that was tried, ordered by target, deepest source first, and what it gave."""
@@ -238,6 +240,12 @@ class _Search:
         options = self._options
         matching: Matching = "shrink" if self._at == "output" else options.resolution
         found = fit(reads, writes, self._grids, own, options.kernel, matching)
+        if self._follows and isinstance(found, Fit):
+            ends, layouts = (source.activation, entry_of(target, self._at)), (reads, writes)
+            if unfit(found, ends, layouts) and matching == "stride":  # averaged, it follows
+                found = fit(reads, writes, self._grids, own, options.kernel, "pool")
+            reason = unfit(found, ends, layouts) if isinstance(found, Fit) else None
+            found = reason or found
         if isinstance(found, Misfit):
             return found
         inner = options.wiring in INNER and target.nonlinearity is not None

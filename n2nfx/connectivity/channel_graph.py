@@ -137,9 +137,9 @@ def _scales(channels: ChannelMap, values: Mapping[fx.Node, Any]) -> dict[int, np
     for node, value in values.items():
         module = node.graph.owning_module
         assert module is not None
-        if kind_of(module, node) in ("norm", "fused"):
-            if isinstance(value, Value) and value.number in layers:
-                found.setdefault(value.number, []).append((module, node))
+        scaled = isinstance(value, Value) and value.number in layers
+        if scaled and kind_of(module, node) in ("norm", "fused"):
+            found.setdefault(value.number, []).append((module, node))
     scales = {value: _scale(*norms[0]) for value, norms in found.items() if len(norms) == 1}
     return {
         value: scale.double().cpu().numpy()

@@ -133,22 +133,13 @@ class _Walk:
 
     def _value(self, node: fx.Node) -> Any:
         spec = _require_spec(node)
-        if node.op == "placeholder" and self._given is not None:
-            number = self._given.number
-            return _each(spec, lambda pair: Value(number, self._shape(pair)))
         if node.op == "placeholder":
-            if spec is None:
-                return node.args[0]
-            has_channels = spec[0].dtype.is_floating_point
-            axis = -1 if has_channels and self._is_read_by_linear(node) else 1
-            return self._input(self._shape(spec), axis if has_channels else None)
+            return self._placeholder(node, spec)
         if node.op == "get_attr":
             return self._constants(spec)
         call = self._call(node, spec)
         if node.meta.get("parts"):
             return self._parts(call, spec)
-        if name_of(node) == "of_kind":
-            return call.args[0]
         if name_of(node) == "setitem":
             return self._set(call)
         if _is_element(call):
@@ -161,6 +152,16 @@ class _Walk:
         if not call.values:
             return self._constants(spec)
         return self._ruled(call, rule_of(self._module, call), spec)
+
+    def _placeholder(self, node: fx.Node, spec: Any) -> Any:
+        if self._given is not None:
+            number = self._given.number
+            return _each(spec, lambda pair: Value(number, self._shape(pair)))
+        if spec is None:  # what may be left out, and is
+            return node.args[0]
+        has_channels = spec[0].dtype.is_floating_point
+        axis = -1 if has_channels and self._is_read_by_linear(node) else 1
+        return self._input(self._shape(spec), axis if has_channels else None)
 
     def _ruled(self, call: Call, rule: Rule | None, spec: Any) -> Any:
         """What a rule says of a call, or a hub where none can say anything."""
@@ -325,10 +326,12 @@ def _is_element(call: Call) -> bool:
     """Whether a call takes one of several things that another gave."""
     name = name_of(call.node)
     held = call.args[0] if call.args else None
-    return name in ("getitem", "getattr") and isinstance(held, list | tuple | dict)
+    return name in ("getitem", "getattr", "of_kind") and isinstance(held, list | tuple | dict)
 
 
 def _element(call: Call) -> Any:
+    if name_of(call.node) == "of_kind":  # all of them, checked
+        return call.args[0]
     held, key = call.args
     if not isinstance(held, dict):
         return held[key]

@@ -107,6 +107,11 @@ def first_tensor(graph: fx.Graph) -> fx.Node:
     return next(node for node in graph.nodes if isinstance(node.meta.get("spec"), tuple))
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether a node asks for a size, which is the same whatever is added to a value."""
+    return node.op == "call_method" and node.target == "size"
+
+
 def is_method_in_place(name: str) -> bool:
     """Whether torch names its in-place calls so."""
     return name.endswith("_") and not name.endswith("__")

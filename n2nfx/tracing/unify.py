@@ -59,7 +59,7 @@ class Runs(Sequence[Run]):
         self._tapes = list(tapes.values())
         self.known = 0
         # One other size could show a number by chance that is another one at the next.
-        self._sized = len({run.grown for run in tapes}) > 2
+        self.sized = len({run.grown for run in tapes}) > 2
 
     def __getitem__(self, index: Any) -> Any:
         return self._runs[index]
@@ -69,7 +69,7 @@ class Runs(Sequence[Run]):
 
     def size(self, numbers: Sequence[int]) -> SizeNumber | None:
         """Where the numbers of all runs stand in the shape of an earlier value, the last first."""
-        if not self._sized:
+        if not self.sized:
             return None
         wanted = tuple(numbers)
         for width in (1, 2, 3):
@@ -191,9 +191,10 @@ def _unify_entries(runs: Runs, entries: Sequence[Entry]) -> Entry:
     first = entries[0]
     args, kwargs = _unify_calls(runs, entries)
     value = _pair_specs(runs, [entry.value for entry in entries])
-    return Entry(
-        first.op, first.target, args, kwargs, value, first.scope, _unify_seen(runs, entries)
-    )
+    seen = _unify_seen(runs, entries)
+    grown = next((e.value for run, e in zip(runs, entries, strict=True) if run.grown), None)
+    grown = grown if runs.sized else None
+    return Entry(first.op, first.target, args, kwargs, value, first.scope, seen, grown)
 
 
 def _unify_seen(runs: Runs, entries: Sequence[Entry]) -> Seen | None:

@@ -9,6 +9,8 @@ from torch import fx, nn
 from n2nfx.tracing.tape import Built, Entry, Field, InputDevice, Ref, Tape
 from n2nfx.tracing.unify import BatchNumber, SizeNumber, Switched
 
+_Computed = InputDevice | BatchNumber | SizeNumber | Switched
+
 
 class ModeSwitch(nn.Module):
     """Gives one constant in training and another in evaluation; it has no parameters."""
@@ -40,6 +42,8 @@ class GraphWriter:
     def write(self) -> fx.Graph:
         """The graph; every node's meta holds `spec` (a pair of `Spec`) and `scope`.
 
+        Where the graph follows its input's size, `grown` is the `Spec` at another size.
+
         That of a module which is kept whole holds `inner`, `touched` and `parts` too: see `Seen`.
         Its switches are still to be put in: each into the module whose mode it looks at.
         """
@@ -62,6 +66,8 @@ class GraphWriter:
         else:
             node = self.graph.create_node(entry.op, entry.target, args, kwargs)
         node.meta.update(spec=entry.value, scope=entry.scope)
+        if entry.grown is not None:
+            node.meta["grown"] = entry.grown
         if entry.seen is not None:
             seen = entry.seen
             node.meta.update(inner=seen.inner, touched=seen.taken, parts=seen.parts)
@@ -103,6 +109,8 @@ class GraphWriter:
         else:
             made = self.graph.call_function(operator.getitem, (node, key))
         made.meta.update(spec=_item(node.meta["spec"], key), scope="")
+        if "grown" in node.meta:
+            made.meta["grown"] = _item(node.meta["grown"], key)
         return made
 
     def _plain(self, node: fx.Node) -> fx.Node:
@@ -118,7 +126,7 @@ class GraphWriter:
             self._made[key] = self._plain(self._make(value))
         return self._made[key]
 
-    def _make(self, value: InputDevice | BatchNumber | SizeNumber | Switched) -> fx.Node:
+    def _make(self, value: _Computed) -> fx.Node:
         if isinstance(value, InputDevice):
             return self.graph.call_function(getattr, (self._first, "device"))
         if isinstance(value, Switched):
