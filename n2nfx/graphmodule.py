@@ -23,6 +23,8 @@ from torch.fx.node import map_aggregate, map_arg
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+WHOLE_MODEL = "whole_model"  # the name by which a graph calls the model as it is
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # the tables, the hooks and the training flag
 # What tracing writes down about a node.
 _META = ("spec", "grown", "scope", "given", "inner", "touched", "parts")
@@ -170,6 +172,17 @@ def parts_of(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
 def _parts_in(graph: fx.Graph) -> Iterator[str]:
     for node in graph.nodes:
         yield from node.meta.get("parts", ())
+
+
+def judged_parts(module: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
+    """The module and its parts; without it if it is one call of the whole model, and has parts.
+
+    What they give depends on their inputs alone, and what such a model gives can depend on data:
+    how many boxes there are.
+    """
+    found = list(parts_of(module))
+    whole = any(node.target == WHOLE_MODEL for node in module.graph.nodes)
+    return found[1:] if whole and len(found) > 1 else found
 
 
 def nodes_in(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, fx.Node]]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
-from n2nfx.graphmodule import HOOKS, graphs_of, nodes_in, parts_of, recompile
+from n2nfx.graphmodule import HOOKS, graphs_of, judged_parts, nodes_in, parts_of, recompile
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
 from n2nfx.plan import graph_sha256
@@ -22,7 +22,6 @@ from n2nfx.spec import to_text
 from n2nfx.tracing import record
 from n2nfx.tracing.fake import lay_bare
 from n2nfx.tracing.kinds import traced_inputs
-from n2nfx.tracing.rootless import WHOLE_MODEL
 from n2nfx.tracing.tape import Spec
 from n2nfx.tracing.values import items, tensors
 
@@ -84,19 +83,8 @@ def _settings(module: nn.Module) -> str:
 
 def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of all output tensors for one example, as they were when the network was traced."""
-    graphs = [part.graph for part in _judged(network)]
+    graphs = [part.graph for _, part in judged_parts(network.module)]
     return tuple(spec.shape for graph in graphs for spec in _specs(graph.output_node().args))
-
-
-def _judged(network: Network) -> list[fx.GraphModule]:
-    """The module, or the parts of what is kept whole, whose outputs do not depend on data."""
-    found = [part for _, part in parts_of(network.module)]
-    return [part for part in found if not _is_whole_with_parts(part)]
-
-
-def _is_whole_with_parts(module: fx.GraphModule) -> bool:
-    calls = (node for node in module.graph.nodes if node.target == WHOLE_MODEL)
-    return any(node.meta.get("parts") for node in calls)
 
 
 def _specs(value: Any) -> Iterator[Spec]:
@@ -118,7 +106,7 @@ def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     has parts, it is these that run, as what it makes of theirs can depend on the data.
     """
     shapes: list[tuple[int, ...]] = []
-    for part in _judged(network):
+    for _, part in judged_parts(network.module):
         data = any("inner" in node.meta for node in part.graph.nodes)
         shapes += (
             tuple(one.shape) for one in tensors(_on_ones(part) if data else _without_data(part))

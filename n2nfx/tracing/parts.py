@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from n2nfx.graphmodule import join
-from n2nfx.tracing.rootless import WHOLE_MODEL
+from n2nfx.graphmodule import WHOLE_MODEL, join
 from n2nfx.tracing.tape import Seen, Tape, Visit
 from n2nfx.tracing.values import specs_in
 

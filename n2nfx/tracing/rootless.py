@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from n2nfx.graphmodule import WholeModel
+from n2nfx.graphmodule import WHOLE_MODEL, WholeModel
 from n2nfx.tracing.studio import Studio
 from n2nfx.tracing.tape import Entry, Spec, Tape
 from n2nfx.tracing.values import items, specs
-
-WHOLE_MODEL = "whole_model"  # the name by which a graph calls the model as it is
 
 
 def whole_root(studio: Studio, inputs: Mapping[str, Tensor]) -> Tape:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from n2nfx.errors import CannotOperate
-from n2nfx.graphmodule import WholeGraphModule, WholeModel, join
+from n2nfx.graphmodule import WHOLE_MODEL, WholeGraphModule, WholeModel, join
 from n2nfx.masked import PLAIN_CLASS, MaskedWeight
 from n2nfx.network import Layer, Network
 from n2nfx.tracing.closures import deep_copy, make_copyable
@@ -19,7 +19,7 @@ from n2nfx.tracing.kinds import fix_kinds
 from n2nfx.tracing.layers import find_layers
 from n2nfx.tracing.parts import with_parts
 from n2nfx.tracing.recorder import Fault
-from n2nfx.tracing.rootless import WHOLE_MODEL, whole_root
+from n2nfx.tracing.rootless import whole_root
 from n2nfx.tracing.sizes import fix_sizes
 from n2nfx.tracing.studio import Stopped, Studio, open_studio
 from n2nfx.tracing.tape import Tape, Visit, is_inside
