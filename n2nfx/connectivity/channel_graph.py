@@ -137,9 +137,10 @@ def _scales(channels: ChannelMap, values: Mapping[fx.Node, Any]) -> dict[int, np
     for node, value in values.items():
         module = node.graph.owning_module
         assert module is not None
-        scaled = isinstance(value, Value) and value.number in layers
-        if scaled and kind_of(module, node) in ("norm", "fused"):
-            found.setdefault(value.number, []).append((module, node))
+        number = value.number if isinstance(value, Value) else None
+        if number in layers and kind_of(module, node) in ("norm", "fused"):
+            assert number is not None
+            found.setdefault(number, []).append((module, node))
     scales = {value: _scale(*norms[0]) for value, norms in found.items() if len(norms) == 1}
     return {
         value: scale.double().cpu().numpy()

@@ -154,11 +154,11 @@ class _Walk:
         return self._ruled(call, rule_of(self._module, call), spec)
 
     def _placeholder(self, node: fx.Node, spec: Any) -> Any:
+        if spec is None:  # a constant that a part was called with, or what may be left out
+            return node.meta["given"] if "given" in node.meta else node.args[0]
         if self._given is not None:
             number = self._given.number
             return _each(spec, lambda pair: Value(number, self._shape(pair)))
-        if spec is None:  # what may be left out, and is
-            return node.args[0]
         has_channels = spec[0].dtype.is_floating_point
         axis = -1 if has_channels and self._is_read_by_linear(node) else 1
         return self._input(self._shape(spec), axis if has_channels else None)

@@ -21,7 +21,6 @@ Growth = tuple[tuple[int, int], ...]
 
 # Odd numbers, so that strides leave remainders, and different ones, so that height is not width.
 _MORE = (37, 53, 19)
-_MORE_AGAIN = (61, 29, 43)
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,25 @@ class PartCall:
 
     @property
     def growths(self) -> tuple[tuple[Growth, ...], ...]:
-        """What a size can mean, the likeliest first: two other sizes for each."""
+        """What a size can mean, the likeliest first: two other sizes for each.
+
+        The second is all ones in binary, and odd however often it is halved and rounded down: there
+        a stride parts from pooling that rounds down.
+        """
+        shape = self.first.shape
+        meanings = sizes(len(shape), self.first.dtype)
         return tuple(
-            tuple(tuple(zip(dims, by, strict=False)) for by in (_MORE, _MORE_AGAIN))
-            for dims in sizes(len(self.first.shape), self.first.dtype)
+            (tuple(zip(dims, _MORE, strict=False)), _to_ones(shape, dims)) for dims in meanings
         )
+
+
+def _to_ones(shape: Sequence[int], dimensions: Sequence[int]) -> Growth:
+    """Up to sizes that are all ones in binary, each dimension to its own."""
+    bits, grown = 0, list[tuple[int, int]]()
+    for dimension in dimensions:
+        bits = max(bits, shape[dimension].bit_length()) + 1
+        grown.append((dimension, 2**bits - 1 - shape[dimension]))
+    return tuple(grown)
 
 
 AnyCall = Call | PartCall
@@ -193,6 +206,8 @@ def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
         _refuse_unknown(model, example, [*names, *(p.name for p in parameters)])
         found = {name: example[name] for name in names}
     else:
+        if isinstance(example, list) and parameters and _takes_list(parameters[0]):
+            example = (_stacked(parameters[0].name, example),)
         tensors: list[Any] = list(example) if isinstance(example, list | tuple) else [example]
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         names += [f"input_{index}" for index in range(len(names), len(tensors))]
@@ -203,6 +218,22 @@ def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
     if not found:
         raise CannotOperate("an example input is needed to trace a model")
     return found
+
+
+def _takes_list(parameter: inspect.Parameter) -> bool:
+    """Whether forward says that it takes a list, as detectors do of their pictures."""
+    told = parameter.annotation
+    name = told if isinstance(told, str) else str(getattr(told, "__origin__", told))
+    return name.lower().removeprefix("typing.").startswith(("list", "<class 'list'>"))
+
+
+def _stacked(name: str, tensors: Sequence[Any]) -> Tensor:
+    """A list of tensors as one, whose elements such a forward finds as those of the list."""
+    if len({getattr(one, "shape", None) for one in tensors}) != 1 or not tensors[0].dim():
+        raise CannotOperate(
+            f"the example {name} must be tensors of one size; the network will take any"
+        )
+    return torch.stack(list(tensors))
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:

@@ -113,8 +113,8 @@ class Entry:
     """One step: tensors among the arguments are `Ref`s; `value` has a `Spec` for each tensor.
 
     `scope` is the path of the innermost module that the step was taken in. `seen` is there for a
-    module that is kept whole, and None for every other step. `grown` is the value at another size,
-    where the graph follows its input's.
+    module that is kept whole, and None for every other step. `grown` is the value at two
+    other sizes, where the graph follows its input's.
     """
 
     op: Op

@@ -13,7 +13,7 @@ from n2nfx.graphmodule import WHOLE_MODEL, WholeGraphModule, WholeModel, join
 from n2nfx.masked import PLAIN_CLASS, MaskedWeight
 from n2nfx.network import Layer, Network
 from n2nfx.tracing.closures import deep_copy, make_copyable
-from n2nfx.tracing.example import AnyCall, Example, PartCall, call_of, named, part_call
+from n2nfx.tracing.example import AnyCall, Call, Example, PartCall, call_of, named, part_call
 from n2nfx.tracing.explain import explain, why_whole
 from n2nfx.tracing.kinds import fix_kinds
 from n2nfx.tracing.layers import find_layers
@@ -228,6 +228,7 @@ def _keep_whole(studio: Studio, parted: Parted) -> None:
 def _whole(studio: Studio, fault: Fault, inputs: Mapping[str, Tensor]) -> tuple[_Recorded, ...]:
     """A model that is one call, if it runs at all."""
     model, call = studio.model, studio.call
+    assert isinstance(call, Call)
     try:
         tape = whole_root(studio, inputs)
     except Exception as error:

@@ -192,8 +192,8 @@ def _unify_entries(runs: Runs, entries: Sequence[Entry]) -> Entry:
     args, kwargs = _unify_calls(runs, entries)
     value = _pair_specs(runs, [entry.value for entry in entries])
     seen = _unify_seen(runs, entries)
-    grown = next((e.value for run, e in zip(runs, entries, strict=True) if run.grown), None)
-    grown = grown if runs.sized else None
+    others = [entry.value for run, entry in zip(runs, entries, strict=True) if run.grown]
+    grown = _pair(*others[:2]) if runs.sized else None
     return Entry(first.op, first.target, args, kwargs, value, first.scope, seen, grown)
 
 

@@ -42,7 +42,7 @@ class GraphWriter:
     def write(self) -> fx.Graph:
         """The graph; every node's meta holds `spec` (a pair of `Spec`) and `scope`.
 
-        Where the graph follows its input's size, `grown` is the `Spec` at another size.
+        Where the graph follows its input's size, `grown` is a pair of those at other sizes.
 
         That of a module which is kept whole holds `inner`, `touched` and `parts` too: see `Seen`.
         Its switches are still to be put in: each into the module whose mode it looks at.
