@@ -85,6 +85,7 @@ def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
         seed=origin.seed,
         num_classes=origin.num_classes,
         input_shape=origin.input_shape,
+        pretrained="unfilled" if origin.pretrained else "no",
     )
 
 

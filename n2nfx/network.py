@@ -213,13 +213,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network's module came from: a model's name and how it was built, or else a class."""
+    """Where a network's module came from: a model's name and how it was built, or else a class.
+
+    `pretrained` says whether it had trained weights then.
+    """
 
     name: str | None = None
     module_class: str | None = None
     seed: int = 0
     num_classes: int | None = None
     input_shape: tuple[int, ...] | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True, eq=False)
