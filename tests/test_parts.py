@@ -354,3 +354,55 @@ def test_part_samples_are_data_dependent() -> None:
     """The models of these tests could otherwise be graphs whole, and show nothing."""
     counts = {len(evaluated(part_samples.detector(), size)[0]["boxes"]) for size in SIZES}
     assert len(counts) > 1
+
+
+class Last(nn.Module):
+    """Linear layers over maps whose channels come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+def test_maps_with_their_channels_last_can_have_any_size_too() -> None:
+    model = looking(Last())
+    network = n2nfx.trace(model, torch.rand(1, 5, 6, 4))
+    assert parts(network) == ["inner"]
+    x = torch.randn(2, 9, 3, 4)
+    assert torch.equal(network.module(x), model(x))
+
+
+def test_a_hook_on_a_part_is_called_by_what_calls_the_part() -> None:
+    model: Any = looking(block())
+    calls: list[nn.Module] = []
+    model.inner.register_forward_hook(lambda module, *_: calls.append(module))
+    network = n2nfx.trace(model, torch.rand(1, 4))
+    assert parts(network) == ["inner"]
+    assert calls == []
+    network.module(torch.rand(2, 4))
+    assert calls == [network.module.get_submodule("inner")]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is deprecated, and still met
+def test_what_was_made_of_its_parts_before_gets_no_others() -> None:
+    scripted: Any = torch.jit.trace(block(), torch.rand(1, 4))
+    assert parts(n2nfx.trace(looking(scripted), torch.rand(1, 4))) == []
+
+
+@pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp"])
+def test_weights_in_parts_are_scored(pruner: str) -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    outcome = n2nfx.transform(
+        looking(inner), density=0.4, skip_ratio=0.3, hops=(1, 2), pruner=pruner,
+        pattern="scored", share="global", example=torch.rand(1, 3, 8, 8),
+        batch=(torch.rand(6, 3, 8, 8), torch.arange(6) % 4),
+    )  # fmt: skip
+    assert outcome.counts.kept == round(0.4 * outcome.counts.reference)
+    assert outcome.counts.skip == round(0.3 * outcome.counts.kept)

@@ -127,6 +127,8 @@ class PartCall:
         """
         shape = self.first.shape
         meanings = sizes(len(shape), self.first.dtype)
+        if len(shape) > 3:  # or the channels come last
+            meanings = (*meanings, tuple(range(1, len(shape) - 1)))
         return tuple(
             (tuple(zip(dims, _MORE, strict=False)), _to_ones(shape, dims)) for dims in meanings
         )

@@ -38,11 +38,15 @@ def is_leaf(module: nn.Module) -> bool:
 
 def is_larger(module: nn.Module) -> bool:
     """Whether a module has layers inside, and a forward in Python that calls them."""
-    if isinstance(module, torch.jit.ScriptModule) or is_leaf(module) or is_weighted(module):
-        return False
-    if type(module).__module__.startswith("torch._dynamo"):
+    if is_opaque(module) or is_leaf(module) or is_weighted(module):
         return False
     return any(_is_convolution_or_linear(child) for child in module.modules())
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether what a module runs was made of its parts before: no other could take their place."""
+    compiled = type(module).__module__.startswith("torch._dynamo")
+    return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
 def _is_convolution_or_linear(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from n2nfx.graphmodule import WHOLE_MODEL, join
+from n2nfx.tracing.leaves import is_opaque
 from n2nfx.tracing.tape import Seen, Tape, Visit
 from n2nfx.tracing.values import specs_in
 
@@ -53,16 +54,17 @@ class _Inside:
         self._model = model
         self._visits = visits
         self._make = make
+        self._held = set(_held_besides(model))
 
     def look(self, module: nn.Module, path: str) -> None:
         """Make the largest modules inside of one graphs, as far as they can be."""
         for name, child in list(module.named_children()):
             at = join(path, name)
-            if not self._becomes_graph(at, child):
+            if not (is_opaque(child) or self._becomes_graph(at, child)):
                 self.look(child, at)
 
     def _becomes_graph(self, path: str, child: nn.Module) -> bool:
-        if path not in self._visits or any(_held_besides(self._model, child)):
+        if path not in self._visits or id(child) in self._held:
             return False
         part = self._make(path, child, self._visits[path])
         if part is None:
@@ -75,17 +77,22 @@ class _Inside:
         return True
 
 
-def _held_besides(model: nn.Module, child: nn.Module) -> Iterator[bool]:
-    """Whether a module is kept in an attribute too, where no part would take its place."""
+def _held_besides(model: nn.Module) -> Iterator[int]:
+    """The ids of modules kept in attributes too, where no part would take their place."""
     for module in model.modules():
         for name, value in vars(module).items():
             if name != "_modules":
-                yield _holds(value, child)
+                yield from _modules_in(value)
 
 
-def _holds(value: Any, child: nn.Module) -> bool:
-    if value is child or getattr(value, "__self__", None) is child:
-        return True
-    if isinstance(value, Mapping):
-        return any(_holds(item, child) for item in value.values())
-    return isinstance(value, list | tuple | set) and any(_holds(item, child) for item in value)
+def _modules_in(value: Any) -> Iterator[int]:
+    """The modules in a value, and those whose methods are."""
+    owner = getattr(value, "__self__", value)
+    if isinstance(owner, nn.Module):
+        yield id(owner)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _modules_in(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _modules_in(item)

@@ -90,7 +90,7 @@ class Seen:
 
     inner: tuple[Inner, ...]
     touched: frozenset[tuple[str, str]]
-    visits: tuple[Visit, ...]
+    visits: tuple[Visit, ...] = field(compare=False)  # arguments can be anything
     batch: int = 1
     parts: Mapping[str, Fraction] = field(default_factory=dict)
 
