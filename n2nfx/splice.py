@@ -45,6 +45,7 @@ def prepare(network: Network) -> None:
 
 
 def _prepare(module: fx.GraphModule) -> None:
+    """`prepare` for the graphs that a module has itself."""
     fused: dict[str, list[fx.Node]] = {}
     for node in (node for graph in graphs_of(module) for node in graph.nodes):
         if node.op == "call_module" and kind_of(module, node) == "fused":

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import HOOKS
 from n2nfx.tracing.devices import META, MetaInstead, RealDevice
-from n2nfx.tracing.example import AnyCall
 from n2nfx.tracing.fake import (
     fake_copy,
     lay_bare,
@@ -25,6 +24,7 @@ from n2nfx.tracing.fake import (
 )
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.memory import Change, Memory
+from n2nfx.tracing.partcall import AnyCall
 from n2nfx.tracing.recorder import Fault, KeepsState, Really, Recorder
 from n2nfx.tracing.scribe import Arguments
 from n2nfx.tracing.tape import Tape, is_inside

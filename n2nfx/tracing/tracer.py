@@ -13,10 +13,11 @@ from n2nfx.graphmodule import WHOLE_MODEL, WholeGraphModule, WholeModel, join
 from n2nfx.masked import PLAIN_CLASS, MaskedWeight
 from n2nfx.network import Layer, Network
 from n2nfx.tracing.closures import deep_copy, make_copyable
-from n2nfx.tracing.example import AnyCall, Call, Example, PartCall, call_of, named, part_call
+from n2nfx.tracing.example import Call, Example, call_of, named
 from n2nfx.tracing.explain import explain, why_whole
 from n2nfx.tracing.kinds import fix_kinds
 from n2nfx.tracing.layers import find_layers
+from n2nfx.tracing.partcall import AnyCall, PartCall, part_call
 from n2nfx.tracing.parts import with_parts
 from n2nfx.tracing.recorder import Fault
 from n2nfx.tracing.rootless import whole_root

@@ -93,9 +93,10 @@ def _find_size(
             if tuple(prod(shape[start : start + width]) for shape in shapes) == wanted:
                 return (), tuple(range(start, start + width))
         return None
-    if not isinstance(first, dict | list):
-        return None
-    keys = first if isinstance(first, dict) else range(min(map(len, values)))
+    if isinstance(first, dict):
+        keys = [key for key in first if all(key in value for value in values)]
+    else:
+        keys = range(min(map(len, values))) if isinstance(first, list) else ()
     for key in keys:
         found = _find_size([value[key] for value in values], wanted, width)
         if found is not None:
