@@ -1,7 +1,8 @@
 """Makes a network's masks act in its module, and takes them out again."""
 
 import copy
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, nodes_in, parts_of, recompile
 from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedStandardization, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Network
@@ -47,9 +48,9 @@ def bind(network: Network) -> None:
             layer.__class__ = MASKED_CLASS[type(layer)]
             layer.register_buffer(MASK, acting)
         if at_reads:
-            masked = _standardize(module, name, acting, computed.get(id(weight), []))
-            _follow_with_mask(module, name, acting, [*at_reads, *masked])
-    module.recompile()
+            masked = _standardize(name, acting, computed.get(id(weight), []))
+            _follow_with_mask(name, acting, [*at_reads, *masked])
+    recompile(module)
 
 
 def _like(weight: Tensor, mask: Tensor) -> Tensor:
@@ -70,24 +71,24 @@ def _layers_by_weight(module: nn.Module) -> dict[int, list[nn.Module]]:
 
 def _reads_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
     """The nodes that read each parameter directly."""
-    weights = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
     found: dict[int, list[fx.Node]] = {}
-    for node in (node for graph in graphs_of(module) for node in graph.nodes):
-        if node.op == "get_attr" and node.target in weights:
-            found.setdefault(weights[str(node.target)], []).append(node)
+    for part, node in nodes_in(module):
+        read = operator.attrgetter(str(node.target))(part) if node.op == "get_attr" else None
+        if isinstance(read, nn.Parameter):
+            found.setdefault(id(read), []).append(node)
     return found
 
 
 def _computed_by_weight(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
     """The nodes that give what a layer uses for a weight, where that is computed from it."""
     found: dict[int, list[fx.Node]] = {}
-    for node in (node for graph in graphs_of(module) for node in graph.nodes):
-        operand = operand_of(module, node)
+    for part, node in nodes_in(module):
+        operand = operand_of(part, node)
         if operand is None or operand.viewed:
             continue
-        read = prunable_read(module, operand)
+        read = prunable_read(part, operand)
         if read is not None:
-            weight = id(module.get_parameter(str(read.target)))
+            weight = id(part.get_parameter(str(read.target)))
             found.setdefault(weight, []).append(operand.node)
     return {weight: list(dict.fromkeys(nodes)) for weight, nodes in found.items()}
 
@@ -98,26 +99,35 @@ def computed_weights(module: fx.GraphModule) -> set[str]:
     return {name for name, weight in module.named_parameters() if id(weight) in computed}
 
 
-def _follow_with_mask(
-    module: fx.GraphModule, name: str, mask: Tensor, nodes: list[fx.Node]
-) -> None:
+def _follow_with_mask(name: str, mask: Tensor, nodes: list[fx.Node]) -> None:
     """Put one `MaskedWeight` between each of the nodes and all its readers."""
-    masked = _add(module, f"{name.replace('.', '_')}_masked", MaskedWeight(mask))
+    for part, inside in _by_part(nodes).items():
+        masked = _add(part, f"{name.replace('.', '_')}_masked", MaskedWeight(mask))
+        for node in inside:
+            with node.graph.inserting_after(node):
+                kept = node.graph.call_module(masked, (node,))
+            kept.meta.update(node.meta)
+            node.replace_all_uses_with(
+                kept, delete_user_cb=lambda user, kept=kept: user is not kept
+            )
+
+
+def _by_part(nodes: Iterable[fx.Node]) -> dict[fx.GraphModule, list[fx.Node]]:
+    """The nodes by the graph module that they are in."""
+    found: dict[fx.GraphModule, list[fx.Node]] = {}
     for node in nodes:
-        with node.graph.inserting_after(node):
-            kept = node.graph.call_module(masked, (node,))
-        kept.meta.update(node.meta)
-        node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+        part = node.graph.owning_module
+        assert part is not None
+        found.setdefault(part, []).append(node)
+    return found
 
 
-def _standardize(
-    module: fx.GraphModule, name: str, mask: Tensor, operands: list[fx.Node]
-) -> list[fx.Node]:
+def _standardize(name: str, mask: Tensor, operands: list[fx.Node]) -> list[fx.Node]:
     """Let weight standardization see the kept weights only; gives the operands without one."""
     norms = {operand: list(_standardizations(operand)) for operand in operands}
-    if any(norms.values()):
-        masked = _add(module, f"{name.replace('.', '_')}_standard", MaskedStandardization(mask))
-        for norm in (norm for found in norms.values() for norm in found):
+    for part, inside in _by_part(norm for found in norms.values() for norm in found).items():
+        masked = _add(part, f"{name.replace('.', '_')}_standard", MaskedStandardization(mask))
+        for norm in inside:
             norm.op, norm.target = "call_module", masked
     return [operand for operand, found in norms.items() if not found]
 
@@ -143,7 +153,8 @@ def _add(module: fx.GraphModule, name: str, part: nn.Module) -> str:
 def unbind(module: fx.GraphModule) -> None:
     """Give plain layers back and forget the masks, in place; the weights stay as they are."""
     _unbind_layers(module)
-    _unbind_graphs(module, {name for name, part in module.named_children() if _in_graphs(part)})
+    for _, part in parts_of(module):
+        _unbind_graphs(part, {name for name, child in part.named_children() if _in_graphs(child)})
 
 
 def _in_graphs(part: nn.Module) -> bool:
@@ -178,7 +189,8 @@ def bake(network: Network) -> Network:
     """
     acting, module = as_it_acts(network), copy.deepcopy(network.module)
     _unbind_layers(module)
-    _unbind_graphs(module, _needed_no_more(module))
+    for _, part in parts_of(module):
+        _unbind_graphs(part, _needed_no_more(part))
     zero_masked(module, acting.masks)
     return replace(acting, module=module)
 
@@ -232,24 +244,23 @@ def masks_at_work(module: fx.GraphModule) -> dict[int, list[Tensor]]:
     for layer in module.modules():
         if type(layer) in PLAIN_CLASS:
             found.setdefault(id(layer.weight), []).append(layer.get_buffer(MASK))
-    weights = dict(module.named_parameters(remove_duplicate=False))
-    for node in (node for graph in graphs_of(module) for node in graph.nodes):
-        part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(part, _IN_GRAPHS):
-            weight = _masked_by(node, part.mask, weights)
-            found.setdefault(id(weight), []).append(part.mask)
+    for part, node in nodes_in(module):
+        called = part.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(called, _IN_GRAPHS):
+            weight = _masked_by(part, node, called.mask)
+            found.setdefault(id(weight), []).append(called.mask)
     return found
 
 
-def _masked_by(node: fx.Node, mask: Tensor, weights: Mapping[str, nn.Parameter]) -> nn.Parameter:
+def _masked_by(part: fx.GraphModule, node: fx.Node, mask: Tensor) -> nn.Parameter:
     """The weight that a mask in a graph acts on, where it is read or further on.
 
     Of what a layer computes its weight from, no other has its shape.
     """
     ahead = [node]
     for at in ahead:
-        read = weights.get(str(at.target)) if at.op == "get_attr" else None
-        if read is not None and read.shape == mask.shape:
+        read = operator.attrgetter(str(at.target))(part) if at.op == "get_attr" else None
+        if isinstance(read, nn.Parameter) and read.shape == mask.shape:
             return read
         ahead += at.all_input_nodes
     raise AssertionError(f"{node.name} masks no weight")

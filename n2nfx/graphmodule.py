@@ -7,10 +7,13 @@ which fails at the first `torch.zeros(batch)`. Here the graph itself is pickled,
 
 Where a model does something else in training, it has a second graph for that, and `forward`
 follows `training`.
+
+A module that cannot be a graph is called whole, and the largest modules inside that can are graph
+modules themselves, in their places: the parts.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -20,8 +23,11 @@ from torch.fx.node import map_aggregate, map_arg
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+WHOLE_MODEL = "whole_model"  # the name by which a graph calls the model as it is
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # the tables, the hooks and the training flag
-_META = ("spec", "scope", "inner", "touched")  # what tracing writes down about a node
+# What tracing writes down about a node.
+_META = ("spec", "grown", "scope", "given", "inner", "touched", "parts")
 
 
 class WholeModel(nn.Module):
@@ -44,6 +50,10 @@ class WholeModel(nn.Module):
         for table in ("_parameters", "_buffers", "_modules"):
             vars(self._held[0])[table] = vars(host)[table]
 
+    def ask(self, name: str) -> Any:
+        """An attribute that the model gets from its class. Raises `AttributeError`."""
+        return getattr(self._held[0], name)
+
     def train(self, mode: bool = True) -> "WholeModel":
         """Set the mode as the model's class does, which may let parts of it stay in evaluation."""
         self._held[0].train(mode)
@@ -57,7 +67,8 @@ class WholeGraphModule(fx.GraphModule):
     """A GraphModule with every submodule, parameter, buffer, hook and attribute of its root.
 
     `graph` is what it does; `training_graph`, if there is one, what it does in training instead.
-    `whole_model` is there where the graph calls it, or the root's class has a `train` of its own.
+    `whole_model` is there where the graph calls it, where the root's class has its own `train`,
+    and in a part: what calls that may ask it for a method of its class.
     """
 
     training_graph: fx.Graph | None = None
@@ -99,6 +110,16 @@ class WholeGraphModule(fx.GraphModule):
             whole_model.share(self)
             vars(self)["whole_model"] = whole_model
 
+    def __getattr__(self, name: str) -> Any:
+        """What the module itself has not, its model may: a method, a property."""
+        whole_model = vars(self).get("whole_model")
+        if whole_model is None:
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return whole_model.ask(name)
+
     def train(self, mode: bool = True) -> "WholeGraphModule":
         """Set the mode of every part, as the root's class does."""
         super().train(mode)
@@ -136,6 +157,51 @@ def graphs_of(module: fx.GraphModule) -> tuple[fx.Graph, ...]:
     """The module's graph, and the one for training where that is another."""
     training = getattr(module, "training_graph", None)
     return (module.graph,) if training is None else (module.graph, training)
+
+
+def parts_of(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
+    """The module, its path empty, and every part inside of it, before those inside of that."""
+    yield "", module
+    for path in dict.fromkeys(path for graph in graphs_of(module) for path in _parts_in(graph)):
+        part = module.get_submodule(path)
+        assert isinstance(part, fx.GraphModule)
+        for inner, found in parts_of(part):
+            yield join(path, inner), found
+
+
+def _parts_in(graph: fx.Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        yield from node.meta.get("parts", ())
+
+
+def judged_parts(module: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
+    """The module and its parts; without it if it is one call of the whole model, and has parts.
+
+    What they give depends on their inputs alone, and what such a model gives can depend on data:
+    how many boxes there are.
+    """
+    found = list(parts_of(module))
+    whole = any(node.target == WHOLE_MODEL for node in module.graph.nodes)
+    return found[1:] if whole and len(found) > 1 else found
+
+
+def nodes_in(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, fx.Node]]:
+    """Every node of every graph of a module and its parts, with the one of these that it is in."""
+    for _, part in list(parts_of(module)):
+        for graph in graphs_of(part):
+            for node in list(graph.nodes):
+                yield part, node
+
+
+def recompile(module: fx.GraphModule) -> None:
+    """Make `forward` anew in a module and its parts, after graphs were edited."""
+    for _, part in parts_of(module):
+        part.recompile()
+
+
+def join(path: str, name: str) -> str:
+    """The name, from outside, of what a part at a path calls `name`; empty names are the part."""
+    return f"{path}.{name}" if path and name else path or name
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:

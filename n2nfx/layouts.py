@@ -16,7 +16,7 @@ from torch import fx
 from n2nfx.dimensions import Dimensions, is_grid
 from n2nfx.following import Followed
 from n2nfx.network import Move
-from n2nfx.tracing.ops import name_of
+from n2nfx.tracing.ops import first_tensor, name_of
 from n2nfx.tracing.tape import Spec
 from n2nfx.unfolding import unfolding
 
@@ -88,8 +88,7 @@ class Layouts:
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph, last: bool = False) -> None:
         self._followed = Followed(module, graph, last)
-        first = next(node for node in graph.nodes if node.op == "placeholder")
-        spec = _pair(first)
+        spec = _pair(first_tensor(graph))
         self._batches = _lengths(spec, 0) if spec and spec[0].shape else None
 
     def of(self, node: fx.Node, last: bool, rank: int) -> Layout | Misfit:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from n2nfx import artifact, recorded
 from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, parts_of, recompile
 from n2nfx.masks import Masks
 from n2nfx.network import Network, Probe, Step
 from n2nfx.plan import Plan, graph_sha256
@@ -57,9 +57,10 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
             network = _with_recorded_layers(path, network, plan)
         for step in plan.steps:
             network = _replay(network, step)
-        for graph in graphs_of(network.module):
-            graph.lint()
-        network.module.recompile()
+        for _, part in parts_of(network.module):
+            for graph in graphs_of(part):
+                graph.lint()
+        recompile(network.module)
     except DamagedFile:
         raise
     except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
@@ -84,6 +85,7 @@ def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
         seed=origin.seed,
         num_classes=origin.num_classes,
         input_shape=origin.input_shape,
+        pretrained="unfilled" if origin.pretrained else "no",
     )
 
 

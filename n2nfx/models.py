@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
 from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean, first_line
+from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
 from n2nfx.seeds import derive
 
 Example: TypeAlias = Tensor | tuple[Any, ...]
@@ -81,25 +82,28 @@ def build(
     seed: int = 0,
     num_classes: int | None = None,
     input_shape: tuple[int, ...] | None = None,
+    pretrained: Pretrained = "no",
 ) -> Model:
-    """Build a randomly initialized model from its name, on the CPU and without any network.
+    """Build a model from its name, on the CPU and without any network, randomly initialized.
 
     A bare name is torchvision's where torchvision has it, else timm's, else n2nfx's; a prefix
     ("timm:resnet50") or a tag ("resnet50.a1_in1k") chooses; "net.py:build" calls that function
     without arguments, which returns a module, or (module, example). The same seed gives the same
     weights and the same example; the caller's random state stays as it was. `num_classes` None is
     the zoo's own number; `input_shape` is without the batch, (3, 32, 32), and replaces the
-    example's; timm's and our models are built for its channels. Raises UsageError for a name that
+    example's; timm's and our models are built for its channels. `pretrained` "yes" gives a zoo's
+    model the trained weights that are on this machine. Raises UsageError for a name that
     nobody has, CannotOperate for a model that cannot be built here or operated on.
     """
     _check_numbers(num_classes, input_shape)
     with _quietly() as caught, _own_random_state(derive(seed, "model")):
         if ownfile.is_file(name):
             canonical, notes = ownfile.canonical(name), ()
+            refuse(canonical, pretrained)
             built = _from_file(canonical, num_classes, input_shape)
         else:
             canonical, notes = _resolve(name)
-            built = _from_zoo(canonical, num_classes, input_shape)
+            built = _from_zoo(canonical, num_classes, input_shape, pretrained)
     return Model(
         name=canonical,
         module=built.module,
@@ -291,16 +295,18 @@ def _channels(input_shape: Shape | None) -> int:
     return input_shape[0] if input_shape is not None and len(input_shape) == len(_IMAGE) else 3
 
 
-def _from_zoo(canonical: str, num_classes: int | None, input_shape: Shape | None) -> _Built:
+def _from_zoo(
+    canonical: str, num_classes: int | None, input_shape: Shape | None, pretrained: Pretrained
+) -> _Built:
     zoo, _, name = canonical.partition(":")
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    return _BUILDERS[zoo](name, classes, input_shape)
+    return _BUILDERS[zoo](name, classes, input_shape, pretrained)
 
 
-def _from_torchvision(name: str, classes: dict[str, int], input_shape: Shape | None) -> _Built:
+def _from_torchvision(
+    name: str, classes: dict[str, int], input_shape: Shape | None, pretrained: Pretrained
+) -> _Built:
     builder = _imported("torchvision.models").get_model_builder(name)
-    if builder.__module__.startswith("torchvision.models.detection."):
-        raise CannotOperate(f"torchvision:{name}: detection models cannot be operated on yet")
     shapes = _TORCHVISION_INPUTS.get(builder.__module__, (_IMAGE,))
     if (channels := _channels(input_shape)) != 3:
         raise UsageError(
@@ -309,19 +315,22 @@ def _from_torchvision(name: str, classes: dict[str, int], input_shape: Shape | N
         )
     if classes and builder.__module__.startswith("torchvision.models.optical_flow."):
         raise UsageError(f"torchvision:{name} estimates optical flow and takes no num_classes")
-    options: dict[str, Any] = {"weights": None, **classes}
+    options: dict[str, Any] = {**classes}
     if "weights_backbone" in inspect.signature(builder).parameters:
-        options["weights_backbone"] = None  # the segmentation models would download one
-    if name.removeprefix("quantized_") in ("googlenet", "inception_v3"):
+        options["weights_backbone"] = None  # segmentation and detection would download one
+    if pretrained == "no" and name.removeprefix("quantized_") in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # today's default, which warns unless it is said
-    return _Built(_constructed(f"torchvision:{name}", builder, options), shapes)
+    with torchvision_options(name, pretrained) as weights:
+        return _Built(_constructed(f"torchvision:{name}", builder, {**options, **weights}), shapes)
 
 
-def _from_timm(name: str, classes: dict[str, int], input_shape: Shape | None) -> _Built:
+def _from_timm(
+    name: str, classes: dict[str, int], input_shape: Shape | None, pretrained: Pretrained
+) -> _Built:
     _check_tag(name)
     channels = _channels(input_shape)
     others = {} if channels == 3 else {"in_chans": channels}
-    options = {"model_name": name, "pretrained": False, **classes, **others}
+    options = {"model_name": name, **timm_options(name, pretrained), **classes, **others}
     module = _constructed(f"timm:{name}", _imported("timm").create_model, options)
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", {})
     return _Built(module, (tuple(config.get("input_size") or _IMAGE),))
@@ -334,7 +343,10 @@ def _check_tag(name: str) -> None:
         raise UsageError(f"timm's {architecture} has no tag {tag!r}{did_you_mean(name, tagged)}")
 
 
-def _from_n2nfx(name: str, classes: dict[str, int], input_shape: Shape | None) -> _Built:
+def _from_n2nfx(
+    name: str, classes: dict[str, int], input_shape: Shape | None, pretrained: Pretrained
+) -> _Built:
+    refuse(f"n2nfx:{name}", pretrained)
     entry, channels = n2nfx_zoo.NETWORKS[name], _channels(input_shape)
     options = classes if channels == 3 else {**classes, "in_channels": channels}
     if input_shape is not None and len(input_shape) == 1:
@@ -345,7 +357,7 @@ def _from_n2nfx(name: str, classes: dict[str, int], input_shape: Shape | None) -
     return _Built(_constructed(f"n2nfx:{name}", entry.builder, options), (entry.input_shape,))
 
 
-_BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None], _Built]] = {
+_BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None, Pretrained], _Built]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "n2nfx": _from_n2nfx,

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from n2nfx.budget import Allocation
 from n2nfx.errors import CannotOperate as CannotOperate
 from n2nfx.errors import UsageError
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, parts_of
 from n2nfx.masks import Masks, Ranking
 
 INPUT = "input"  # the name of l = 0, the network's input, as the source of a skip
@@ -223,13 +223,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network's module came from: a model's name and how it was built, or else a class."""
+    """Where a network's module came from: a model's name and how it was built, or else a class.
+
+    `pretrained` says whether it had trained weights then.
+    """
 
     name: str | None = None
     module_class: str | None = None
     seed: int = 0
     num_classes: int | None = None
     input_shape: tuple[int, ...] | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,10 +340,13 @@ class Network:
 
     def text(self) -> str:
         """The graph, one node a line: stable, readable, and the same for the same network."""
-        graph, *training = graphs_of(self.module)
-        lines = [_line(self.module, node) for node in graph.nodes]
-        for other in training:
-            lines += ["in training:", *(_line(self.module, node) for node in other.nodes)]
+        lines: list[str] = []
+        for path, part in parts_of(self.module):
+            graph, *training = graphs_of(part)
+            lines += [f"in {path}:"] if path else []
+            lines += [_line(part, node) for node in graph.nodes]
+            for other in training:
+                lines += ["in training:", *(_line(part, node) for node in other.nodes)]
         return "\n".join(lines) + "\n"
 
 

@@ -73,6 +73,7 @@ def transform(
     loss: Callable[[Any, Tensor], Tensor] | None = None,
     num_classes: int | None = None,
     input_shape: tuple[int, ...] | None = None,
+    pretrained: bool = False,
 ) -> Outcome:
     """Prune a model to `round(density * N)` weights and spend the share `skip_ratio` on skips.
 
@@ -82,7 +83,8 @@ def transform(
     None; the others are those of `N2NSkip`. `batch`, (inputs, targets) or a list of several that
     count as one, and `loss` are for pruners that look at data. `control` makes of it what it is to
     be compared with, at the same budget: the masks `shuffle`d within layers, the weights drawn anew
-    (`reinit`), or the share of the skips spent on layers (`sequential`). Raises `UsageError` for an
+    (`reinit`), or the share of the skips spent on layers (`sequential`). `pretrained` gives a model
+    of torchvision or timm the trained weights that this machine has. Raises `UsageError` for an
     argument that cannot be, `CannotOperate` for a job.
     """
     _require_known("pruner", pruner, PRUNERS)
@@ -105,8 +107,9 @@ def transform(
         steps.append(skips)
     steps += CONTROLS[control]
     network = network_of(
-        model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape
-    )
+        model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape,
+        pretrained="yes" if pretrained else "no",
+    )  # fmt: skip
     probe = Probe(seed=seed, batches=tuple(batches), loss=loss)
     return apply(steps, network, probe)  # nobody else holds this network
 

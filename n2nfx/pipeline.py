@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor, fx, nn
 
 from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
 from n2nfx.errors import N2nfxError, UsageError
-from n2nfx.graphmodule import HOOKS, graphs_of
+from n2nfx.graphmodule import HOOKS, graphs_of, judged_parts, nodes_in, parts_of, recompile
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
 from n2nfx.plan import graph_sha256
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
 from n2nfx.tracing.fake import lay_bare
+from n2nfx.tracing.kinds import traced_inputs
 from n2nfx.tracing.tape import Spec
 from n2nfx.tracing.values import items, tensors
 
@@ -70,7 +72,7 @@ def _facts(network: Network, before: Facts | None = None) -> Facts:
         skips=frozenset(skip.name for skip in network.skips),
         graph=graph,
         outputs=outputs,
-        nodes=sum(len(graph.nodes) for graph in graphs_of(network.module)),
+        nodes=sum(1 for _ in nodes_in(network.module)),
     )
 
 
@@ -81,7 +83,8 @@ def _settings(module: nn.Module) -> str:
 
 def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of all output tensors for one example, as they were when the network was traced."""
-    return tuple(spec.shape for spec in _specs(network.module.graph.output_node().args))
+    graphs = [part.graph for _, part in judged_parts(network.module)]
+    return tuple(spec.shape for graph in graphs for spec in _specs(graph.output_node().args))
 
 
 def _specs(value: Any) -> Iterator[Spec]:
@@ -99,26 +102,34 @@ def _specs(value: Any) -> Iterator[Spec]:
 def output_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of all output tensors for one example, from a run without data.
 
-    A module that is kept whole may look at data: then the run is on a copy, with data.
+    A module that is kept whole may look at data: then the run is on a copy, with data. Where it
+    has parts, it is these that run, as what it makes of theirs can depend on the data.
     """
-    if any("inner" in node.meta for node in network.module.graph.nodes):
-        result = _on_ones(network)
-    else:
-        device = torch.device("meta")
-        inputs = blank_inputs(network.inputs, 1, device)
-        # What the graph itself makes is on the device too, so that it has no data either.
-        with _dry(network.module, device), torch.no_grad(), device:
-            result = network.module(*inputs)
-    return tuple(tuple(tensor.shape) for tensor in tensors(result))
+    shapes: list[tuple[int, ...]] = []
+    for _, part in judged_parts(network.module):
+        data = any("inner" in node.meta for node in part.graph.nodes)
+        shapes += (
+            tuple(one.shape) for one in tensors(_on_ones(part) if data else _without_data(part))
+        )
+    return tuple(shapes)
 
 
-def _on_ones(network: Network) -> Any:
+def _without_data(module: fx.GraphModule) -> Any:
+    """What a module gives, in shapes."""
+    device = torch.device("meta")
+    inputs = traced_inputs(module, partial(torch.empty, device=device))
+    # What the graph itself makes is on the device too, so that it has no data either.
+    with _dry(module, device), torch.no_grad(), device:
+        return module(*inputs)
+
+
+def _on_ones(module: fx.GraphModule) -> Any:
     """What a copy of the module gives on ones, without hooks, which are not ours to call."""
-    module = copy.deepcopy(network.module).eval()
+    device = next(module.parameters()).device
+    module = copy.deepcopy(module).eval()
     lay_bare(module)
-    inputs = blank_inputs(network.inputs, 1, next(module.parameters()).device)
     with torch.no_grad():
-        return module(*map(torch.ones_like, inputs))
+        return module(*traced_inputs(module, partial(torch.ones, device=device)))
 
 
 @contextmanager
@@ -254,7 +265,7 @@ def _own(network: Network) -> Network:
     """The network with a module of the pipeline's own, its masks not at work."""
     module = copy.deepcopy(network.module)
     unbind(module)
-    if any("spec" not in node.meta for node in module.graph.nodes if node.op != "output"):
+    if any("spec" not in node.meta for _, node in nodes_in(module) if node.op != "output"):
         device = next(module.parameters()).device  # a graph made elsewhere has no shapes
         module = record(module, blank_inputs(network.inputs, device=device)).module
     return replace(as_it_acts(network), module=module)
@@ -272,9 +283,10 @@ def _require_known_invariants(operation: Pass) -> None:
 def _verified(operation: Pass, before: Facts, network: Network) -> Facts:
     """The facts after a pass; raises `BrokenInvariant` where they are not as promised."""
     try:
-        for graph in graphs_of(network.module):
-            graph.lint()
-        network.module.recompile()
+        for _, part in parts_of(network.module):
+            for graph in graphs_of(part):
+                graph.lint()
+        recompile(network.module)
         after = _facts(network, before)
     except Exception as error:
         raise BrokenInvariant(

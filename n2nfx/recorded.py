@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from n2nfx import artifact
 from n2nfx.errors import CannotOperate, DamagedFile, did_you_mean
+from n2nfx.graphmodule import join
 from n2nfx.masks import Masks
 from n2nfx.network import INPUT, Layer, Network, Skip
 from n2nfx.plan import Counts, Plan, count
@@ -135,7 +136,7 @@ def _impossible_steps(plan: Plan) -> Iterator[str]:
 
 def _impossible_skips(plan: Plan) -> Iterator[str]:
     """A skip that leads nowhere, or backwards, or keeps more than it has."""
-    places = {name: at for at, name in enumerate([INPUT, *(layer.name for layer in plan.layers)])}
+    places = _places(plan)
     for skip in _skips(plan):
         for name in (skip.source, skip.target):
             if name not in places:
@@ -146,6 +147,14 @@ def _impossible_skips(plan: Plan) -> Iterator[str]:
             yield f"skip {skip.name!r} bypasses nothing: {skip.source!r} to {skip.target!r}"
         if not 0 <= skip.nnz <= skip.size:
             yield f"skip {skip.name!r} keeps {skip.nnz} of {skip.size} weights"
+
+
+def _places(plan: Plan) -> dict[str, int]:
+    """Where the ends of skips lie: the layers in their order, the network's and parts' inputs."""
+    layers = [layer.name for layer in plan.layers]
+    parts = {".".join(skip.name.split(".")[:-2]) for skip in _skips(plan)}
+    inputs = dict.fromkeys((join(part, INPUT) for part in sorted(parts)), -1)
+    return {INPUT: -1, **inputs, **{name: at for at, name in enumerate(layers)}}
 
 
 def _impossible_shrinks(plan: Plan) -> Iterator[str]:

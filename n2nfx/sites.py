@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from n2nfx.layouts import Grids, Layout, Layouts, Misfit, joined_tokens
 from n2nfx.network import INPUT, At, Layer
 from n2nfx.tracing.layers import nodes_of
-from n2nfx.tracing.ops import kind_of
+from n2nfx.tracing.ops import first_tensor, is_size, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class Sites:
 
     def _input(self, first: Layer | None) -> Site:
         """The network's input, its channels where the first layer has them if it reads it whole."""
-        node = next(node for node in self.graph.nodes if node.op == "placeholder")
+        node = first_tensor(self.graph)
         linear = first is not None and first.kind == "linear"
         whole = first is not None and first.reads == node.meta["spec"][1].shape[1:]
         return Site(None, node, node, None, node, last=_rank(node) == 2 or (linear and whole))
@@ -120,8 +120,8 @@ class Sites:
         at, added, normed = node, False, False
         last = layer.kind == "linear"
         while True:
-            readers = [user for user in at.users if user.op != "output"]
-            if len(readers) != 1 or len(at.users) != 1:
+            readers = [user for user in at.users if not is_size(user)]
+            if len(readers) != 1 or readers[0].op == "output":
                 break
             reader = readers[0]
             kind = kind_of(self.module, reader)
@@ -144,7 +144,8 @@ class Sites:
         nearest: dict[fx.Node, frozenset[int]] = {}
         precedents: list[frozenset[int]] = [frozenset()] * len(self.sites)
         for node in self.graph.nodes:
-            before = [nearest[read] for read in node.all_input_nodes]
+            reads = [] if is_size(node) else node.all_input_nodes
+            before = [nearest[read] for read in reads]
             here = frozenset().union(*before) if len(before) != 1 else before[0]
             if node in index:
                 precedents[index[node]] = here

@@ -8,6 +8,7 @@ from torch import nn
 from n2nfx import models
 from n2nfx.errors import UsageError
 from n2nfx.network import Network, Origin
+from n2nfx.pretrained import Pretrained
 from n2nfx.tracing import record, trace
 from n2nfx.tracing.tracer import Example
 
@@ -21,21 +22,32 @@ def network_of(
     seed: int = 0,
     num_classes: int | None = None,
     input_shape: tuple[int, ...] | None = None,
+    pretrained: Pretrained = "no",
 ) -> Network:
     """The reference network of a named model or of a module, its origin written down.
 
-    Raises `UsageError` where a module comes without the example input that it needs.
+    `pretrained` is for a name: see `models.build`. Raises `UsageError` where a module comes
+    without the example input that it needs.
     """
     if isinstance(model, str):
         return from_model(
-            models.build(model, seed=seed, num_classes=num_classes, input_shape=input_shape),
+            models.build(
+                model,
+                seed=seed,
+                num_classes=num_classes,
+                input_shape=input_shape,
+                pretrained=pretrained,
+            ),
             example,
             Origin(
                 seed=seed,
                 num_classes=num_classes,
                 input_shape=None if input_shape is None else tuple(input_shape),
+                pretrained=pretrained != "no",
             ),
         )
+    if pretrained != "no":
+        raise UsageError("a module has the weights that it has; pretrained is for a model's name")
     if example is None:
         raise UsageError("a module needs an example input: example=torch.randn(1, 3, 224, 224)")
     made_of = f"{type(model).__module__}.{type(model).__qualname__}"

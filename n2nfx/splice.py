@@ -15,11 +15,13 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional
 
+from n2nfx.anysize import follows_size, pools_to
 from n2nfx.errors import CannotOperate
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, parts_of
 from n2nfx.network import Move, Network, Skip
+from n2nfx.partwise import by_part, in_part, skips_of
 from n2nfx.sites import Site, Sites, entry_of, own_norm
-from n2nfx.tracing.ops import is_in_place, kind_of, make_out_of_place
+from n2nfx.tracing.ops import is_in_place, is_size, kind_of, make_out_of_place
 from n2nfx.tracing.tape import Spec
 
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -38,7 +40,12 @@ def prepare(network: Network) -> None:
     The norm keeps its weights and names, and what it computes does not change. A nonlinearity
     with weights of its own stays inside, or its names in the state dict would change.
     """
-    module = network.module
+    for _, part in parts_of(network.module):
+        _prepare(part)
+
+
+def _prepare(module: fx.GraphModule) -> None:
+    """`prepare` for the graphs that a module has itself."""
     fused: dict[str, list[fx.Node]] = {}
     for node in (node for graph in graphs_of(module) for node in graph.nodes):
         if node.op == "call_module" and kind_of(module, node) == "fused":
@@ -73,6 +80,16 @@ def splice(network: Network, skips: Sequence[Skip]) -> None:
     it was trained). Raises `CannotOperate` when a skip does not fit.
     """
     prepare(network)
+    parts = dict(by_part(network))
+    homeless = [skip for skip in skips if not any(skips_of([skip], path) for path in parts)]
+    if homeless:
+        raise CannotOperate(f"a skip is called {homeless[0].name}, which is in no part's container")
+    for path, part in parts.items():
+        _splice(part, [in_part(skip, path) for skip in skips_of(skips, path)])
+
+
+def _splice(network: Network, skips: Sequence[Skip]) -> None:
+    """Add branches to the graphs that a network has itself."""
     for graph in graphs_of(network.module):
         sites = Sites(network.module, network.layers, graph)
         ends = [
@@ -103,6 +120,7 @@ class _Surgeon:
         self.graph = graph
         self._parts = {name for name, _ in module.named_modules()}
         self._sums: dict[fx.Node, fx.Node] = {}
+        self._follows = follows_size(graph)
 
     def join(self, skip: Skip, source: Site, target: Site) -> None:
         """Add one branch: its modules, its nodes, and the sum at its target."""
@@ -112,7 +130,7 @@ class _Surgeon:
         norm = self._shared_norm(target) if skip.at == "output" else None
         behind = entry.next
         with self.graph.inserting_before(norm or behind):
-            value = self._branch(skip, read, target)
+            value = self._branch(skip, read, target, entry)
             if skip.kind == "identity":
                 value = self._with_channels_of(entry, value, -1 if target.last else 1)
             if norm is not None:
@@ -123,7 +141,9 @@ class _Surgeon:
                 value = self._call(_MOST[len(skip.shrink)], value, skip.shrink)
         with self.graph.inserting_before(behind):
             total = self._call(operator.add, entry, value, spec=entry.meta["spec"])
-        entry.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        entry.replace_all_uses_with(
+            total, delete_user_cb=lambda user: user is not total and not is_size(user)
+        )
         self._sums[into] = total
 
     def _shared_norm(self, target: Site) -> fx.Node:
@@ -146,12 +166,12 @@ class _Surgeon:
             if changes and not make_out_of_place(self.module, user):
                 raise CannotOperate(f"{user.name} changes {read.name} in place for good")
 
-    def _branch(self, skip: Skip, value: fx.Node, target: Site) -> fx.Node:
+    def _branch(self, skip: Skip, value: fx.Node, target: Site, entry: fx.Node) -> fx.Node:
         """What a branch makes of its source's activation, in the target's layout."""
         for move in skip.before:
             value = self._move(move, value)
         if skip.pool is not None:
-            value = self._call(_AVERAGE[len(skip.pool)], value, skip.pool)
+            value = self._averaged(skip, skip.pool, value, target, entry)
         if skip.pool is not None and not skip.places:
             value = self._call(torch.flatten, value, 1)
         if skip.kind != "identity":
@@ -162,6 +182,21 @@ class _Surgeon:
         for move in skip.after:
             value = self._move(move, value)
         return value
+
+    def _averaged(
+        self, skip: Skip, pool: tuple[int, ...], value: fx.Node, target: Site, entry: fx.Node
+    ) -> fx.Node:
+        """To the target's size: the one that it has each time where the graph follows its input."""
+        average = _AVERAGE[len(pool)]
+        if not (self._follows and pools_to(skip.places, pool, target.last)):
+            return self._call(average, value, pool)
+        sizes = [self.graph.call_method("size", (entry, 2 + at)) for at in range(len(pool))]
+        for size in sizes:
+            size.meta.update(spec=None, scope="")
+        specs = tuple(
+            Spec((*_shape(value, at)[:2], *pool), value.meta["spec"][at].dtype) for at in (0, 1)
+        )
+        return self._call(average, value, tuple(sizes), spec=specs)
 
     def _add(self, name: str, make: Callable[[], nn.Module], target: Site) -> None:
         """A module of a branch, where its target's weight is and of its kind of numbers.
@@ -225,8 +260,8 @@ class _Surgeon:
         return node
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return node.meta["spec"][1].shape
+def _shape(node: fx.Node, at: int = 1) -> tuple[int, ...]:
+    return node.meta["spec"][at].shape
 
 
 def _arguments(move: Move) -> tuple[Any, ...]:

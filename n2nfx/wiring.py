@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import fx, nn
 
+from n2nfx.anysize import follows_size, unfit
 from n2nfx.errors import UsageError, did_you_mean
-from n2nfx.fitting import Kernel, Matching, Resolution, fit
+from n2nfx.fitting import Fit, Kernel, Matching, Resolution, fit
 from n2nfx.graphmodule import HOOKS, graphs_of
 from n2nfx.layouts import Layout, Misfit
 from n2nfx.network import At, Network, Refusal, Skip
+from n2nfx.partwise import by_part, from_part
 from n2nfx.sites import Site, Sites, entry_of, own_norm
 from n2nfx.tracing.ops import is_in_place, is_view, name_of
 
@@ -101,7 +103,21 @@ class Branches:
 
 
 def find_branches(network: Network, options: Options) -> Branches:
-    """Every branch that the options allow on a network, and every refused pair with its reason."""
+    """Every branch that the options allow on a network, and every refused pair with its reason.
+
+    Of a network in parts, those within each.
+    """
+    skips: list[Any] = []
+    refused: list[Any] = []
+    for path, part in by_part(network):
+        found = _find_within(part, options)
+        skips += [from_part(skip, path) for skip in found.skips]
+        refused += [from_part(refusal, path) for refusal in found.refused]
+    return Branches(tuple(skips), tuple(refused))
+
+
+def _find_within(network: Network, options: Options) -> Branches:
+    """The branches of a network's own graph."""
     _, *trainings = graphs_of(network.module)
     sites = Sites(network.module, network.layers)
     others = [Sites(network.module, network.layers, graph) for graph in trainings]
@@ -201,6 +217,7 @@ class _Search:
         self._grids = sites.grids()
         self._at: At = _ENTRIES[options.wiring]
         self._inside: dict[fx.Node, str | None] = {}
+        self._follows = follows_size(sites.graph)
 
     def pairs(self) -> Iterator[tuple[Site, Site, Skip | Refusal]]:
         """Every pair that was tried, ordered by target, deepest source first, and what it gave."""
@@ -256,6 +273,12 @@ class _Search:
         options = self._options
         matching: Matching = "shrink" if self._at == "output" else options.resolution
         found = fit(reads, writes, self._grids, own, options.kernel, matching)
+        if self._follows and isinstance(found, Fit):
+            ends, layouts = (source.activation, entry_of(target, self._at)), (reads, writes)
+            if unfit(found, ends, layouts) and matching == "stride":  # averaged, it follows
+                found = fit(reads, writes, self._grids, own, options.kernel, "pool")
+            reason = unfit(found, ends, layouts) if isinstance(found, Fit) else None
+            found = reason or found
         if isinstance(found, Misfit):
             return found
         inner = options.wiring in INNER and target.nonlinearity is not None

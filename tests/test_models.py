@@ -18,7 +18,6 @@ from n2nfx import models
 from n2nfx.errors import CannotOperate, UsageError
 
 SMALL = "torchvision:squeezenet1_1"
-DETECTION = "torchvision.models.detection."
 
 # Importing a zoo may warn about its own dependencies; that is no test of ours.
 with warnings.catch_warnings():
@@ -217,8 +216,6 @@ def test_optical_flow_takes_two_images() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", torchvision_models.list_models())
 def test_every_model_of_torchvision_runs_on_its_example(name: str) -> None:
-    if torchvision_models.get_model_builder(name).__module__.startswith(DETECTION):
-        pytest.skip("detection models are refused")
     if name in ("regnet_y_128gf", "vit_h_14"):
         pytest.skip("more memory than a small machine has")
     model = models.build(f"torchvision:{name}")
@@ -299,12 +296,6 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones(name: str, says: str) 
     with pytest.raises(UsageError) as caught:
         models.build(name)
     assert says in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["ssd300_vgg16", "torchvision:fasterrcnn_resnet50_fpn"])
-def test_detection_models_are_refused_saying_so(name: str) -> None:
-    with pytest.raises(CannotOperate, match="detection models cannot be operated on yet"):
-        models.build(name)
 
 
 # --- zoos that are missing or fail -------------------------------------------------------------

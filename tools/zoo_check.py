@@ -9,18 +9,19 @@ import copy
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import zoo_detectors
 from torch import Tensor, nn
 
 import n2nfx
 from n2nfx import models
 from n2nfx.bind import bind
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, join, nodes_in, parts_of
 from n2nfx.masks import Masks
 from n2nfx.network import Network
 from n2nfx.passes import N2NSkip, RandomPruning
@@ -63,7 +64,7 @@ def check(name: str, most: float = 2e10, gradients: bool = True) -> Row:
     """Check one model; the row's `status` is "ok" or "failed", then with `stage` and `reason`.
 
     Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
-    compared instead, which the row says.
+    compared instead, which the row says; not of a detector, whose shapes depend on numbers.
     """
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
     with warnings.catch_warnings():
@@ -106,6 +107,8 @@ def _last_line(error: Exception) -> str:
 def _check(row: Row, most: float, gradients: bool) -> None:
     built, row["build_ms"] = _timed(lambda: models.build(row["name"]))
     original = _shaken(built.module)
+    if zoo_detectors.is_detector(original):
+        zoo_detectors.make_small(original)
     row["stage"] = "trace"
     network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), built.example))
     _describe(row, network)
@@ -115,16 +118,16 @@ def _check(row: Row, most: float, gradients: bool) -> None:
     row["hidden"], row["unused"] = _unreached(original, network)
     if row["hidden"]:
         raise Fails(f"weights that no layer has: {', '.join(row['hidden'][:5])}")
-    inputs = _inputs(network)
-    numbers = network.dense_flops <= most
+    calls = _calls(original, network)
+    numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
     row["stage"] = "same"
     if numbers:
-        _same_numbers(row, original, network.module, inputs, gradients)
+        _same_numbers(row, original, network.module, calls, gradients)
     else:
         _same_shapes(original, network.module, network)
     row["stage"] = "skips"
-    _skips(row, network, inputs if numbers else None)
+    _skips(row, network, calls if numbers else None)
 
 
 def _same_with_fake_tensors(original: nn.Module, example: Tensor, network: Network) -> None:
@@ -140,15 +143,16 @@ def _timed(work: Any) -> tuple[Any, int]:
 
 
 def _describe(row: Row, network: Network) -> None:
-    wholes = [n for n in network.module.graph.nodes if "inner" in n.meta]
+    wholes = [node for _, node in nodes_in(network.module) if "inner" in node.meta]
     row.update(
         parameters=sum(p.numel() for p in network.module.parameters()),
         weights=network.size,
         layers=len(network.layers),
         multiply_adds=network.dense_flops,
-        nodes=sum(len(graph.nodes) for graph in graphs_of(network.module)),
+        nodes=sum(1 for _ in nodes_in(network.module)),
         graphs=len(graphs_of(network.module)),
         whole=[str(node.target) for node in wholes],
+        parts=[path for path, _ in parts_of(network.module) if path],
         any_size="of_size" not in network.text(),
         notes=list(network.notes),
     )
@@ -197,34 +201,54 @@ def _tied(model: nn.Module, reached: set[str]) -> set[str]:
 
 def _used(network: Network) -> set[str]:
     """Modules that a graph calls, and attributes that it reads."""
-    nodes = [node for graph in graphs_of(network.module) for node in graph.nodes]
-    return {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    return {
+        join(path, str(node.target))
+        for path, part in parts_of(network.module)
+        for graph in graphs_of(part)
+        for node in graph.nodes
+        if node.op in ("call_module", "get_attr")
+    }
 
 
-def _inputs(network: Network) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Calls:
+    """The arguments of the calls that are compared, in evaluation and in training."""
+
+    evaluation: Sequence[tuple[Any, ...]]
+    training: Sequence[tuple[Any, ...]]
+
+    def of(self, training: bool) -> Sequence[tuple[Any, ...]]:
+        """Those of a mode."""
+        return self.training if training else self.evaluation
+
+
+def _calls(model: nn.Module, network: Network) -> Calls:
     generator = torch.Generator().manual_seed(1)
-    return tuple(
+    if zoo_detectors.is_detector(model):
+        return Calls(zoo_detectors.evaluated(generator), zoo_detectors.trained(generator))
+    inputs = tuple(
         torch.rand((BATCH, *spec.shape[1:]), generator=generator) - 0.3 for spec in network.inputs
     )
+    return Calls([inputs], [inputs])
 
 
 # What a model does, and whether its graph does the same.
 
 
 def _same_numbers(
-    row: Row, original: nn.Module, graph: nn.Module, inputs: tuple[Tensor, ...], gradients: bool
+    row: Row, original: nn.Module, graph: nn.Module, calls: Calls, gradients: bool
 ) -> None:
     for training in (False, True):
         mode = "train" if training else "eval"
         grads = gradients and training
         try:
-            want = _effects(original, inputs, training, grads)
+            want = _effects(original, calls.of(training), training, grads)
         except Exception as error:
             if not training:
                 raise
             row["train"] = f"the model itself cannot train on this input: {error}"[:200]
             continue
-        got = _effects(graph, inputs, training, grads)
+        got = _effects(graph, calls.of(training), training, grads)
         if list(want) != list(got):
             raise Fails(f"{mode}: other results: {sorted(set(want) ^ set(got))[:5]}")
         wrong = [key for key in want if not _equal(want[key], got[key])]
@@ -238,13 +262,14 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _effects(
-    model: nn.Module, inputs: tuple[Tensor, ...], training: bool, gradients: bool
+    model: nn.Module, calls: Sequence[tuple[Any, ...]], training: bool, gradients: bool
 ) -> dict[str, Tensor]:
-    """Everything that a call leaves behind, by name, and a backward where gradients are asked."""
+    """Everything that calls leave behind, by name, and a backward where gradients are asked."""
     model.train(training).zero_grad()
     torch.manual_seed(0)
     with torch.set_grad_enabled(gradients):
-        outputs = dict(_flat(model(*(value.clone() for value in inputs)), "output"))
+        results = [model(*copy.deepcopy(arguments)) for arguments in calls]
+        outputs = dict(_flat(results if len(calls) > 1 else results[0], "output"))
     if gradients:
         losses = [v.float().square().mean() for v in outputs.values() if v.requires_grad]
         sum(losses, torch.zeros(())).backward()
@@ -278,7 +303,7 @@ def _same_shapes(original: nn.Module, graph: nn.Module, network: Network) -> Non
 # Budgets and skips.
 
 
-def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> None:
+def _skips(row: Row, network: Network, calls: Calls | None) -> None:
     room = _count_pairs(row, network)
     if not network.layers:
         return
@@ -298,9 +323,9 @@ def _skips(row: Row, network: Network, inputs: tuple[Tensor, ...] | None) -> Non
     row["spliced"] = len(outcome.network.skips)
     if outcome.counts.kept != want or outcome.counts.skip != round(RATIO * want):
         raise Fails(f"counts {outcome.counts}, where {want} weights were to be kept")
-    if inputs is not None:
-        _examples_stay_apart(outcome.network, inputs)
-        _zeroed_branches_are_silent(outcome.network, network, inputs)
+    if calls is not None:
+        _examples_stay_apart(outcome.network, calls)
+        _zeroed_branches_are_silent(outcome.network, network, calls)
 
 
 def _count_pairs(row: Row, network: Network) -> int:
@@ -326,10 +351,13 @@ def _count_pairs(row: Row, network: Network) -> int:
     return room
 
 
-def _examples_stay_apart(spliced: Network, inputs: tuple[Tensor, ...]) -> None:
+def _examples_stay_apart(spliced: Network, calls: Calls) -> None:
     """The examples in another order have the same outputs in that order, nearly."""
+    inputs = calls.evaluation[0]
+    if not all(isinstance(value, Tensor) for value in inputs):
+        return  # a detector's images are apart: a list
     turned = tuple(value.flip(0) for value in inputs)
-    one, other = (_effects(spliced.module, each, False, False) for each in (inputs, turned))
+    one, other = (_effects(spliced.module, [each], False, False) for each in (inputs, turned))
     for key, value in one.items():
         if key.startswith("output") and value.is_floating_point() and len(value) == BATCH:
             value, again = value.nan_to_num(), other[key].flip(0).nan_to_num()
@@ -337,9 +365,7 @@ def _examples_stay_apart(spliced: Network, inputs: tuple[Tensor, ...]) -> None:
                 raise Fails(f"branches mix the examples of {key}")
 
 
-def _zeroed_branches_are_silent(
-    spliced: Network, reference: Network, inputs: tuple[Tensor, ...]
-) -> None:
+def _zeroed_branches_are_silent(spliced: Network, reference: Network, calls: Calls) -> None:
     """With every branch at zero the outputs are, to the last bit, those without branches."""
     with torch.no_grad():
         for skip in spliced.skips:
@@ -348,8 +374,8 @@ def _zeroed_branches_are_silent(
     plain = replace(reference, module=copy.deepcopy(reference.module), masks=masks)
     bind(plain)
     for training in (False, True):
-        want = _effects(plain.module, inputs, training, False)
-        got = _effects(spliced.module, inputs, training, False)
+        want = _effects(plain.module, calls.of(training), training, False)
+        got = _effects(spliced.module, calls.of(training), training, False)
         wrong = [k for k in want if k.startswith("output") and not _equal(want[k], got[k])]
         if wrong:
             raise Fails(f"zeroed branches change {', '.join(wrong[:3])}, training {training}")

@@ -11,11 +11,12 @@ from torch import fx
 
 from n2nfx import models
 from n2nfx.cli.tables import console, percent, say, table, times
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import join, nodes_in, parts_of
 from n2nfx.network import Layer, Network, Origin, Refusal
 from n2nfx.source import from_model
 from n2nfx.splice import prepare
 from n2nfx.tracing.layers import nodes_of
+from n2nfx.tracing.ops import first_tensor
 from n2nfx.wiring import TWIN, Branches, Options, Wiring, find_branches
 
 _INSIDE = "inside of a module that is called whole"
@@ -55,7 +56,7 @@ def look_at(
     start = time.perf_counter()
     network = from_model(built, None, Origin(num_classes=num_classes, input_shape=input_shape))
     seconds = time.perf_counter() - start
-    nodes = sum(len(graph.nodes) for graph in graphs_of(network.module))
+    nodes = sum(1 for _ in nodes_in(network.module))
     layouts = _layouts(network)
     prepare(network)  # as N2NSkip does, so that what is found is what transform would find
     return Overview(
@@ -70,11 +71,12 @@ def look_at(
 
 def _layouts(network: Network) -> dict[str, str]:
     """How each layer's output is laid out at its first call; others are inside of something."""
-    small, large = next(iter(network.module.graph.nodes)).meta["spec"]
-    batches = small.shape[0], large.shape[0]
     found: dict[str, str] = {}
-    for node, layer in nodes_of(network.module, network.module.graph):
-        found.setdefault(layer.weight, _layout(node, layer, batches))
+    for path, part in parts_of(network.module):
+        small, large = first_tensor(part.graph).meta["spec"]
+        batches = small.shape[0], large.shape[0]
+        for node, layer in nodes_of(part, part.graph):
+            found.setdefault(join(path, layer.weight), _layout(node, layer, batches))
     return {layer.weight: found.get(layer.weight, _INSIDE) for layer in network.layers}
 
 

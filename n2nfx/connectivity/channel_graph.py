@@ -80,7 +80,6 @@ def contraction_of(
     The edges go from what is read to what is written, so that what a channel leads to can be told.
     """
     network = _with_masks_at_work(network)
-    graph = _richest(network.module)
     names = {layer.weight: layer.name for layer in network.layers}
     branches = {skip.weight for skip in network.skips}
 
@@ -88,8 +87,8 @@ def contraction_of(
         own = "" if use.kept is None else use.kept.weight
         return Applied(use, names.get(own, ""), own in branches)
 
-    channels, values = follow_channels(network, [graph], applied)
-    scales = _scales(network.module, graph, channels, values) if fold_norms else {}
+    channels, values = follow_channels(network, lambda module: [_richest(module)], applied)
+    scales = _scales(channels, values) if fold_norms else {}
     return contract(channels, weight, residual, scales), tuple(dict.fromkeys(channels.hubs))
 
 
@@ -131,21 +130,18 @@ def _with_masks_at_work(network: Network) -> Network:
 # Norms that are folded into the layers before them.
 
 
-def _scales(
-    module: fx.GraphModule,
-    graph: fx.Graph,
-    channels: ChannelMap,
-    values: Mapping[fx.Node, Any],
-) -> dict[int, np.ndarray]:
+def _scales(channels: ChannelMap, values: Mapping[fx.Node, Any]) -> dict[int, np.ndarray]:
     """What the outputs of a layer are multiplied by in the one norm that reads them, by value."""
     layers = {link.target for link in channels.links if isinstance(link.relation, Applied)}
-    found: dict[int, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if kind_of(module, node) in ("norm", "fused"):
-            value = values[node]
-            if isinstance(value, Value) and value.number in layers:
-                found.setdefault(value.number, []).append(node)
-    scales = {value: _scale(module, nodes[0]) for value, nodes in found.items() if len(nodes) == 1}
+    found: dict[int, list[tuple[fx.GraphModule, fx.Node]]] = {}
+    for node, value in values.items():
+        module = node.graph.owning_module
+        assert module is not None
+        number = value.number if isinstance(value, Value) else None
+        if number in layers and kind_of(module, node) in ("norm", "fused"):
+            assert number is not None
+            found.setdefault(number, []).append((module, node))
+    scales = {value: _scale(*norms[0]) for value, norms in found.items() if len(norms) == 1}
     return {
         value: scale.double().cpu().numpy()
         for value, scale in scales.items()

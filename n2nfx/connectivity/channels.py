@@ -18,9 +18,9 @@ from n2nfx.connectivity.rules import Call, Rule, in_place, live_values, rule_of
 from n2nfx.connectivity.values import Loom, Value
 from n2nfx.connectivity.weights import Use, Weights
 from n2nfx.errors import CannotOperate
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, join, nodes_in
 from n2nfx.network import Network
-from n2nfx.tracing.ops import is_in_place, is_view, kind_of, name_of
+from n2nfx.tracing.ops import first_tensor, is_in_place, is_view, kind_of, name_of
 from n2nfx.tracing.tape import Spec
 
 _BATCH = 2
@@ -32,28 +32,36 @@ def channel_map(network: Network) -> ChannelMap:
     The masks may be at work in the module or not. What a layer reads that depends on no input (a
     table, a learned query) counts as an input. Raises `CannotOperate` for a graph without shapes.
     """
-    return follow_channels(network, graphs_of(network.module), Use.relation)[0]
+    return follow_channels(network, graphs_of, Use.relation)[0]
 
 
 def follow_channels(
-    network: Network, graphs: Iterable[fx.Graph], relation: Callable[[Use], Relation]
+    network: Network,
+    graphs: Callable[[fx.GraphModule], Iterable[fx.Graph]],
+    relation: Callable[[Use], Relation],
 ) -> tuple[ChannelMap, Mapping[fx.Node, Any]]:
-    """The same for some of the network's graphs, with `relation(use)` for every layer's link.
+    """The same for the graphs chosen of the network's module and of each part of it.
 
-    Also what each node gives, as a `Value` or a structure of them.
+    `relation(use)` is that of every layer's link. Also what each node gives, as a `Value` or a
+    structure of them.
     """
-    walk = _Walk(network, relation)
-    return walk.walk(graphs), walk.values
+    walk = _Walk(network, graphs, relation)
+    return walk.walk(), walk.values
 
 
 class _Walk:
     """One walk over a graph: the value of every node, and what was made on the way."""
 
-    def __init__(self, network: Network, relation: Callable[[Use], Relation]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        graphs: Callable[[fx.GraphModule], Iterable[fx.Graph]],
+        relation: Callable[[Use], Relation],
+    ) -> None:
         self._module = network.module
+        self._graphs = graphs
         self._relation = relation
-        graphs = graphs_of(network.module)
-        self._order = {node: place for graph in graphs for place, node in enumerate(graph.nodes)}
+        self._order = {node: place for place, (_, node) in enumerate(nodes_in(network.module))}
         self._weights = Weights(network)
         self._training = False
         self._loom = Loom()
@@ -63,14 +71,12 @@ class _Walk:
         self._tables: set[int] = set()
         self._names: list[str] = []
         self._hubs: list[str] = []
-        small, large = _require_spec(next(iter(network.module.graph.nodes)))
-        self._batches = small.shape[0], large.shape[0]
+        self._batches = (0, 0)
+        self._given: Value | None = None  # what the inputs of a part are
+        self._path = ""  # of the part
 
-    def walk(self, graphs: Iterable[fx.Graph]) -> ChannelMap:
-        outputs: list[Value] = []
-        for graph in graphs:
-            self._training = graph is not self._module.graph
-            outputs += self._walk(graph)
+    def walk(self) -> ChannelMap:
+        outputs = self._walk_all(self._module)
         return ChannelMap(
             sizes=tuple(self._loom.sizes),
             links=tuple(self._loom.links),
@@ -81,6 +87,36 @@ class _Walk:
             tables=frozenset(self._tables),
         )
 
+    def _walk_all(self, module: fx.GraphModule) -> list[Value]:
+        """Walk the graphs of the network's module, or of a part."""
+        outputs: list[Value] = []
+        for graph in self._graphs(module):
+            for node in graph.nodes:
+                _require_spec(node)
+            small, large = _require_spec(first_tensor(graph))
+            self._module, self._batches = module, (small.shape[0], large.shape[0])
+            self._training = graph is not module.graph
+            outputs += self._walk(graph)
+        return outputs
+
+    def _parts(self, call: Call, spec: Any) -> Any:
+        """What a module that is kept whole gives: it depends on all it reads, and all its parts.
+
+        Those in turn depend on all that it reads: what it does with it is not followed.
+        """
+        self._hubs.append(self._told(call.node))
+        given = self._loom.hub((), call.values)
+        self._name_values(call.node)
+        before = self._module, self._batches, self._training, self._given, self._path
+        outputs: list[Value] = []
+        for path in call.node.meta["parts"]:
+            self._given, self._path = given, join(before[-1], path)
+            part: Any = before[0].get_submodule(path)
+            outputs += self._walk_all(part)
+        self._module, self._batches, self._training, self._given, self._path = before
+        number = self._loom.hub((), [given, *outputs]).number
+        return _each(spec, lambda pair: Value(number, self._shape(pair)))
+
     def _walk(self, graph: fx.Graph) -> list[Value]:
         """Give every node of a graph its value, and the outputs back."""
         for node in graph.nodes:
@@ -88,18 +124,22 @@ class _Walk:
                 return live_values(map_arg(node.args, self.values.__getitem__))
             self.values[node] = self._value(node)
             self._heed_memory(node)
-            self._names += [_told(node)] * (len(self._loom.sizes) - len(self._names))
+            self._name_values(node)
         return []
+
+    def _name_values(self, node: fx.Node) -> None:
+        """Name the values that were made last by the node that made them."""
+        self._names += [self._told(node)] * (len(self._loom.sizes) - len(self._names))
 
     def _value(self, node: fx.Node) -> Any:
         spec = _require_spec(node)
         if node.op == "placeholder":
-            has_channels = spec[0].dtype.is_floating_point
-            axis = -1 if has_channels and self._is_read_by_linear(node) else 1
-            return self._input(self._shape(spec), axis if has_channels else None)
+            return self._placeholder(node, spec)
         if node.op == "get_attr":
             return self._constants(spec)
         call = self._call(node, spec)
+        if node.meta.get("parts"):
+            return self._parts(call, spec)
         if name_of(node) == "setitem":
             return self._set(call)
         if _is_element(call):
@@ -112,6 +152,16 @@ class _Walk:
         if not call.values:
             return self._constants(spec)
         return self._ruled(call, rule_of(self._module, call), spec)
+
+    def _placeholder(self, node: fx.Node, spec: Any) -> Any:
+        if spec is None:  # a constant that a part was called with, or what may be left out
+            return node.meta["given"] if "given" in node.meta else node.args[0]
+        if self._given is not None:
+            number = self._given.number
+            return _each(spec, lambda pair: Value(number, self._shape(pair)))
+        has_channels = spec[0].dtype.is_floating_point
+        axis = -1 if has_channels and self._is_read_by_linear(node) else 1
+        return self._input(self._shape(spec), axis if has_channels else None)
 
     def _ruled(self, call: Call, rule: Rule | None, spec: Any) -> Any:
         """What a rule says of a call, or a hub where none can say anything."""
@@ -156,7 +206,7 @@ class _Walk:
 
     def _hub(self, call: Call, spec: Any) -> Any:
         """All that an operation gives depends on all that it reads."""
-        self._hubs.append(_told(call.node))
+        self._hubs.append(self._told(call.node))
         number = self._loom.hub((), call.values).number
         return _each(spec, lambda pair: Value(number, self._shape(pair)))
 
@@ -179,7 +229,7 @@ class _Walk:
             self._tables.add(self._inputs[-1])
         others = [other for other in value.axes if other != axis]
         if any(others) and axis not in value.axes and value.number not in self._inputs:
-            self._hubs.append(_told(call.node))
+            self._hubs.append(self._told(call.node))
         alone = self._loom.reduced(value, others)
         if alone.axes or value.shape[axis] == 1:
             return alone
@@ -221,9 +271,16 @@ class _Walk:
     def _mixed(self, node: fx.Node, old: Any, changed: Value) -> Any:
         if not live_values([changed]):
             return old
-        self._hubs.append(_told(node))
+        self._hubs.append(self._told(node))
         number = self._loom.hub((), live_values([old, changed])).number
         return _each_value(old, lambda value: Value(number, value.shape))
+
+    def _told(self, node: fx.Node) -> str:
+        """An operation as a person finds it."""
+        if node.op == "call_module":
+            return join(self._path, str(node.target))
+        scope = join(self._path, node.meta.get("scope") or "")
+        return f"{name_of(node)} in {scope}" if scope else name_of(node)
 
     def _shape(self, spec: tuple[Spec, Spec]) -> tuple[int, ...]:
         """A tensor's shape for the batch of the walk, by those at two others."""
@@ -269,10 +326,12 @@ def _is_element(call: Call) -> bool:
     """Whether a call takes one of several things that another gave."""
     name = name_of(call.node)
     held = call.args[0] if call.args else None
-    return name in ("getitem", "getattr") and isinstance(held, list | tuple | dict)
+    return name in ("getitem", "getattr", "of_kind") and isinstance(held, list | tuple | dict)
 
 
 def _element(call: Call) -> Any:
+    if name_of(call.node) == "of_kind":  # all of them, checked
+        return call.args[0]
     held, key = call.args
     if not isinstance(held, dict):
         return held[key]
@@ -291,11 +350,3 @@ def _plain(call: Call, training: bool) -> Any:
         return call.values
     assert callable(call.node.target)
     return call.node.target(*call.args, **call.kwargs)
-
-
-def _told(node: fx.Node) -> str:
-    """An operation as a person finds it."""
-    if node.op == "call_module":
-        return str(node.target)
-    scope = node.meta.get("scope")
-    return f"{name_of(node)} in {scope}" if scope else name_of(node)

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from n2nfx.bind import bind, is_bound, masks_at_work, unbind
 from n2nfx.connectivity.counting import count_effective
 from n2nfx.connectivity.effective import Effective
-from n2nfx.graphmodule import graphs_of
+from n2nfx.graphmodule import graphs_of, join, judged_parts, parts_of
 from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Network, blank_inputs
 from n2nfx.saliency import call, seeded, set_mode
 from n2nfx.seeds import derive
+from n2nfx.tracing.kinds import traced_inputs
 from n2nfx.tracing.values import tensors
 from n2nfx.tracing.weights import is_weighted
 
@@ -46,7 +48,8 @@ def find_collapse(
     the same for all examples of `inputs` (at least two; drawn from a normal distribution, unless
     given), in float64 and with batch statistics: running ones that are as before training let a
     healthy sparse network move its output by next to nothing. A network that cannot run like that
-    is judged by its paths alone. `effective` is what `count_effective` gave, if it did already.
+    is judged by its paths alone. Where forward is kept whole and has parts, each of these is judged
+    by its own output, `inputs` or not. `effective` is what `count_effective` gave, if it did.
     """
     found = effective or count_effective(network)
     if not found.connected:
@@ -55,58 +58,70 @@ def find_collapse(
             found.cut or found.empty_layers,
         )
     runs = _Runs(network)
-    given = runs.drawn() if inputs is None else inputs
-    if runs.output_moves(given):
-        return None
-    return Collapse(
-        "the network is dead: its output does not move with its input", runs.stops(given)
-    )
+    for path, part in judged_parts(runs.module):
+        given = _drawn(network, part, path) if inputs is None or path else inputs
+        if not runs.output_moves(part, given):
+            told = f"{path} is dead" if path else "the network is dead"
+            stops = runs.stops(part, given, path)
+            return Collapse(f"{told}: its output does not move with its input", stops)
+    return None
+
+
+def _drawn(network: Network, part: fx.GraphModule, path: str) -> list[Any]:
+    """Two examples of what a network takes, or a part; whole numbers, maybe words, are 0 and 1."""
+    generator = torch.Generator().manual_seed(derive(0, "movement") % 2**63)
+
+    def drawn(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+        return torch.randint(2, shape, generator=generator).to(dtype)
+
+    if path:
+        return traced_inputs(part, lambda shape, dtype: drawn(_doubled(shape), dtype))
+    return [drawn(one.shape, one.dtype) for one in blank_inputs(network.inputs, _EXAMPLES)]
+
+
+def _doubled(shape: Sequence[int]) -> tuple[int, ...]:
+    """For two examples instead of one."""
+    return (_EXAMPLES, *shape[1:]) if shape[:1] == (1,) else tuple(shape)
+
+
+_NAMING = ("call_module", "get_attr")  # the steps of a graph whose target is a path
 
 
 class _Runs:
     """A copy of a network in float64, its masks at work."""
 
     def __init__(self, network: Network) -> None:
-        self._inputs = network.inputs
         self._layers = [layer.name for layer in network.layers]
-        self._module = _with_the_same_weights(network.module)
+        self.module = _with_the_same_weights(network.module)
         if not is_bound(network):
-            unbind(self._module)
-            bind(replace(network, module=self._module))
-        self._device = next(self._module.parameters()).device
-        _compute_in_float64(self._module)
-        set_mode(self._module, "batch")
+            unbind(self.module)
+            bind(replace(network, module=self.module))
+        self._device = next(self.module.parameters()).device
+        _compute_in_float64(self.module)
+        set_mode(self.module, "batch")
 
-    def drawn(self) -> tuple[Tensor, ...]:
-        """Two examples; whole numbers, which may stand for words, are 0 and 1."""
-        generator = torch.Generator().manual_seed(derive(0, "movement") % 2**63)
-        return tuple(
-            torch.randn(blank.shape, generator=generator)
-            if blank.is_floating_point()
-            else torch.randint(2, blank.shape, generator=generator).to(blank.dtype)
-            for blank in blank_inputs(self._inputs, _EXAMPLES)
-        )
-
-    def output_moves(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether any output does, as far as the network can run."""
-        given = [
-            one.to(self._device, torch.float64 if one.is_floating_point() else None)
-            for one in inputs
-        ]
+    def output_moves(self, part: fx.GraphModule, inputs: Sequence[Any]) -> bool:
+        """Whether any output of the module or a part does, as far as it can run."""
+        given = pytree.tree_map_only(Tensor, self._widened, list(inputs))
         try:
             with seeded(0, self._device), torch.no_grad():
-                return _moves(call(self._module, given))
+                return _moves(call(part, given))
         except Exception:  # an operation that float64 does not have: nothing is known
             return True
 
-    def stops(self, inputs: Sequence[Tensor]) -> tuple[str, ...]:
+    def _widened(self, one: Tensor) -> Tensor:
+        return one.to(self._device, torch.float64 if one.is_floating_point() else None)
+
+    def stops(self, part: fx.GraphModule, inputs: Sequence[Any], path: str) -> tuple[str, ...]:
         """The layers that get a movement and give none, or else the last that gives one."""
         moving: dict[str, tuple[bool, bool]] = {}  # what each layer gets, and gives
-        parts = dict(self._module.named_modules())
+        parts = {join(path, name): module for name, module in part.named_modules()}
         for name in self._layers:
             if name in parts:
                 parts[name].register_forward_hook(_watch(moving, name))
-        self.output_moves(inputs)
+        self.output_moves(part, inputs)
         stops = [name for name, (got, gave) in moving.items() if got and not gave]
         last = [name for name, (_, gave) in moving.items() if gave]
         return tuple(stops or last[-1:])
@@ -129,9 +144,13 @@ def _with_the_same_weights(module: fx.GraphModule) -> fx.GraphModule:
 
 def _compute_in_float64(module: fx.GraphModule) -> None:
     """Let a module compute in float64: a layer that is called has such a weight only meanwhile."""
-    nodes = [node for graph in graphs_of(module) for node in graph.nodes]
-    called = {str(node.target) for node in nodes if node.op == "call_module"}
-    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    called: set[str] = set()
+    read: set[str] = set()
+    for path, part in parts_of(module):
+        nodes = [node for graph in graphs_of(part) for node in graph.nodes]
+        targets = {op: [str(n.target) for n in nodes if n.op == op] for op in _NAMING}
+        called |= {join(path, target) for target in targets["call_module"]}
+        read |= {join(path, target.rpartition(".")[0]) for target in targets["get_attr"]}
     for path, part in module.named_modules():
         layer = is_weighted(part) or type(part) in PLAIN_CLASS
         if layer and path in called - read:

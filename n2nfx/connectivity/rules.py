@@ -285,7 +285,7 @@ _FUNCTIONS: dict[str, Rule] = {
         "threshold hardshrink softshrink tanhshrink logit sinc exp2 fmod hypot "
         "atan2 bitwise_and bitwise_or",
     ),
-    **_table(_as_first, "to float half bfloat16 double int long bool type type_as of_size"),
+    **_table(_as_first, "to float half bfloat16 double int long bool type type_as of_size of_kind"),
     **_table(
         _moved,
         "reshape view view_as reshape_as flatten unflatten permute transpose t adjoint swapaxes "

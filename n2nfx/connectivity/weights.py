@@ -69,7 +69,6 @@ class Weights:
     """The prunable weights of a network, found at their calls whether masks are bound or not."""
 
     def __init__(self, network: Network) -> None:
-        self._module = network.module
         self._masks = network.masks
         self._names = {id(weight): name for name, weight in network.module.named_parameters()}
         prunable = (*network.layers, *(skip for skip in network.skips if skip.size))
@@ -104,7 +103,7 @@ class Weights:
             shape=weight.shape,
             groups=1 if name == "linear" else call.argument(6, "groups", 1),
             transposed="transpose" in name,
-            tensor=lambda: constant_at(self._module, operand),
+            tensor=lambda: constant_at(_holder(operand), operand),
         )
 
     def _kept(self, weight: Tensor, part: str) -> Kept | None:
@@ -117,12 +116,12 @@ class Weights:
     def _shown(self, node: fx.Node) -> Kept | None:
         """What a node shows of a weight that it only views: as it is, a part, in another shape."""
         if node.op == "get_attr":
-            return self._kept(attribute(self._module, str(node.target)), "")
+            return self._kept(attribute(_holder(node), str(node.target)), "")
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or len(node.all_input_nodes) != 1:
             return None
         shown = self._shown(source)
-        if shown is None or not is_view(self._module, node) or node.op == "call_module":
+        if shown is None or not is_view(_holder(node), node) or node.op == "call_module":
             return shown if node.op == "call_module" else None  # the weight's own mask at work
         rest, settings = node.args[1:], dict(node.kwargs)
         if node.op == "call_method":
@@ -139,7 +138,7 @@ class Weights:
         while ahead:
             at = ahead.pop()
             if at.op == "get_attr":
-                weight = attribute(self._module, str(at.target))
+                weight = attribute(_holder(at), str(at.target))
                 kept = self._kept(weight, "")
                 if kept is not None and kept.mask.shape == operand.meta["spec"][1].shape:
                     found[id(weight)] = kept
@@ -147,3 +146,10 @@ class Weights:
             seen.update(fresh)
             ahead += fresh
         return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _holder(node: fx.Node) -> fx.GraphModule:
+    """The graph module that a node is in: the network's, or a part of it."""
+    module = node.graph.owning_module
+    assert module is not None
+    return module

@@ -13,9 +13,11 @@ from n2nfx.network import InputSpec, blank_inputs
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
-# How much larger an input is made, dimension by dimension, to see what depends on its size: odd
-# numbers, so that strides leave remainders, and different ones, so that height is not width.
-_GROWTH = (37, 53, 19)
+# The dimensions in which an input is made larger, to see what depends on its size, and by how much.
+Growth = tuple[tuple[int, int], ...]
+
+# Odd numbers, so that strides leave remainders, and different ones, so that height is not width.
+MORE = (37, 53, 19)
 
 
 @dataclass(frozen=True)
@@ -30,33 +32,46 @@ class Call:
         """Whether the inputs go by name; all do, or none."""
         return self.inputs[0].by_name
 
-    def blanks(self, batch: int, grown: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        """Inputs by name with undefined values, for a batch, the dimensions `grown` larger."""
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The inputs that may be left out: none."""
+        return {}
+
+    def blanks(self, batch: int, grown: Growth, device: torch.device) -> dict[str, Tensor]:
+        """Inputs by name with undefined values, for a batch, at a size `grown` by so much."""
         inputs = [_larger(spec, grown) for spec in self.inputs]
         made = blank_inputs(inputs, batch, device)
         return {spec.name: blank for spec, blank in zip(inputs, made, strict=True)}
 
     @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Sets of dimensions that an input's size can mean, the likeliest first.
-
-        Of maps all dimensions behind the channels; of a sequence the last one, or the one before
-        where the channels come last; of whole numbers all but the batch.
-        """
-        rank, dtype = len(self.inputs[0].shape), self.inputs[0].torch_dtype
-        if not (dtype.is_floating_point or dtype.is_complex):
-            return (tuple(range(1, rank)),) if rank > 1 else ()
-        if rank == 3:
-            return (2,), (1,)
-        return (tuple(range(2, rank)),) if rank > 3 else ()
+    def growths(self) -> tuple[tuple[Growth, ...], ...]:
+        """What an input's size can mean, the likeliest first: one other size for each."""
+        spec = self.inputs[0]
+        meanings = sizes(len(spec.shape), spec.torch_dtype)
+        return tuple((tuple(zip(dims, MORE, strict=False)),) for dims in meanings)
 
 
-def _larger(spec: InputSpec, grown: Sequence[int]) -> InputSpec:
-    shape = list(spec.shape)
-    for dimension, more in zip(grown, _GROWTH, strict=False):
-        if dimension < len(shape):
-            shape[dimension] += more
-    return replace(spec, shape=tuple(shape))
+def sizes(rank: int, dtype: torch.dtype) -> tuple[tuple[int, ...], ...]:
+    """Sets of dimensions that an input's size can mean, the likeliest first.
+
+    Of maps all dimensions behind the channels; of a sequence the last one, or the one before
+    where the channels come last; of whole numbers all but the batch.
+    """
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return (tuple(range(1, rank)),) if rank > 1 else ()
+    if rank == 3:
+        return (2,), (1,)
+    return (tuple(range(2, rank)),) if rank > 3 else ()
+
+
+def _larger(spec: InputSpec, grown: Growth) -> InputSpec:
+    return replace(spec, shape=grown_shape(spec.shape, grown))
+
+
+def grown_shape(shape: Sequence[int], grown: Growth) -> tuple[int, ...]:
+    """A shape, larger by so much in the dimensions that it has."""
+    more = dict(grown)
+    return tuple(size + more.get(dimension, 0) for dimension, size in enumerate(shape))
 
 
 def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
@@ -69,6 +84,8 @@ def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
         _refuse_unknown(model, example, [*names, *(p.name for p in parameters)])
         found = {name: example[name] for name in names}
     else:
+        if isinstance(example, list) and parameters and _takes_list(parameters[0]):
+            example = (_stacked(parameters[0].name, example),)
         tensors: list[Any] = list(example) if isinstance(example, list | tuple) else [example]
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         names += [f"input_{index}" for index in range(len(names), len(tensors))]
@@ -79,6 +96,22 @@ def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
     if not found:
         raise CannotOperate("an example input is needed to trace a model")
     return found
+
+
+def _takes_list(parameter: inspect.Parameter) -> bool:
+    """Whether forward says that it takes a list, as detectors do of their pictures."""
+    told = parameter.annotation
+    name = told if isinstance(told, str) else str(getattr(told, "__origin__", told))
+    return name.lower().removeprefix("typing.").startswith(("list", "<class 'list'>"))
+
+
+def _stacked(name: str, tensors: Sequence[Any]) -> Tensor:
+    """A list of tensors as one, whose elements such a forward finds as those of the list."""
+    if len({getattr(one, "shape", None) for one in tensors}) != 1 or not tensors[0].dim():
+        raise CannotOperate(
+            f"the example {name} must be tensors of one size; the network will take any"
+        )
+    return torch.stack(list(tensors))
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:

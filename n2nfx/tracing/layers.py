@@ -1,7 +1,6 @@
 """The prunable layers of a traced module, in order of execution, and why others are not."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -11,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from n2nfx.graphmodule import WholeModel, graphs_of
+from n2nfx.graphmodule import WholeModel, graphs_of, join, nodes_in, parts_of
 from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Layer
-from n2nfx.tracing.ops import is_view
+from n2nfx.tracing.ops import first_tensor, is_view
 from n2nfx.tracing.tape import Inner
 from n2nfx.tracing.weights import STOCK, is_weighted
 
@@ -47,6 +46,7 @@ class _Call:
 
     layer: Layer
     uses: Fraction
+    parameter: nn.Parameter
 
 
 def find_layers(module: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
@@ -55,39 +55,49 @@ def find_layers(module: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[str, .
     Also notes on those that look like a layer and are not prunable. Layers that only training runs
     are layers too.
     """
-    names = _first_names(module)
-    taken = taken_by_others(module)
+    weights = _Weights(_first_names(module), taken_by_others(module))
+    layers = (replace(call.layer, uses=int(call.uses)) for call in _calls(module, weights))
+    return tuple(layers), tuple(
+        _note(*told) for told in not_prunable(module, weights.taken).items()
+    )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Every parameter's first name by its id, and what uses it where no mask can act."""
+
+    names: dict[int, str]
+    taken: dict[int, str]
+
+
+def _calls(module: fx.GraphModule, weights: _Weights) -> list[_Call]:
+    """One call of every layer, its uses those of all calls in evaluation, or else in training."""
     evaluation, *training = graphs_of(module)
-    found = {
-        graph: _sum_up(_calls(module, graph, names, taken)) for graph in (evaluation, *training)
-    }
+    found = {graph: _sum_up(_calls_in(module, graph, weights)) for graph in (evaluation, *training)}
     order = dict.fromkeys(name for graph in (*training, evaluation) for name in found[graph])
-    layers = tuple(
+    return [
         next(found[graph][name] for graph in (evaluation, *training) if name in found[graph])
         for name in order
-    )
-    return layers, tuple(_note(*told) for told in not_prunable(module, taken).items())
+    ]
 
 
-def _sum_up(calls: Iterator[_Call]) -> dict[str, Layer]:
+def _sum_up(calls: Iterator[_Call]) -> dict[str, _Call]:
     """The layers by their weights' names, the uses of all calls together."""
-    layers: dict[str, Layer] = {}
-    uses: Counter[str] = Counter()
+    found: dict[str, _Call] = {}
     for call in calls:
-        layers.setdefault(call.layer.weight, call.layer)
-        uses[call.layer.weight] += call.uses  # type: ignore[assignment]
-    return {name: replace(layer, uses=int(uses[name])) for name, layer in layers.items()}
+        name = call.layer.weight
+        before = found[name].uses if name in found else 0
+        found[name] = replace(found.get(name, call), uses=before + call.uses)
+    return found
 
 
-def _calls(
-    module: fx.GraphModule, graph: fx.Graph, names: dict[int, str], taken: dict[int, str]
-) -> Iterator[_Call]:
+def _calls_in(module: fx.GraphModule, graph: fx.Graph, weights: _Weights) -> Iterator[_Call]:
     for node in graph.nodes:
-        found = _call_at(module, node, names)
-        if found is not None and id(module.get_parameter(found.layer.weight)) not in taken:
+        found = _call_at(module, node, weights.names)
+        if found is not None and id(found.parameter) not in weights.taken:
             yield found
         if "inner" in node.meta:
-            yield from _calls_inside(module, node, names, taken)
+            yield from _calls_inside(module, node, weights)
 
 
 def _first_names(module: nn.Module) -> dict[int, str]:
@@ -95,19 +105,13 @@ def _first_names(module: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in module.named_parameters()}
 
 
-def layer_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> Layer | None:
-    """The layer that a node calls, or None."""
-    found = _call_at(module, node, names)
-    return None if found is None else replace(found.layer, uses=int(found.uses))
-
-
 def nodes_of(module: fx.GraphModule, graph: fx.Graph) -> Iterator[tuple[fx.Node, Layer]]:
     """Every call of every layer in one of the module's graphs, in order of execution."""
     names, taken = _first_names(module), taken_by_others(module)
     for node in graph.nodes:
-        layer = layer_at(module, node, names)
-        if layer is not None and id(module.get_parameter(layer.weight)) not in taken:
-            yield node, layer
+        found = _call_at(module, node, names)
+        if found is not None and id(found.parameter) not in taken:
+            yield node, replace(found.layer, uses=int(found.uses))
 
 
 def _call_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> _Call | None:
@@ -126,7 +130,7 @@ def _call_at(module: fx.GraphModule, node: fx.Node, names: dict[int, str]) -> _C
         writes=_shape(node),
         uses=0,
     )
-    return _Call(layer, share * _places(source if transposed else node, kind))
+    return _Call(layer, share * _places(source if transposed else node, kind), weight)
 
 
 def _weight_at(
@@ -216,8 +220,7 @@ def _places(node: fx.Node, kind: Kind) -> int:
     """Places of a node's value for one example, wherever the batch is among its dimensions."""
     channels = 1 if kind == "conv" else -1
     places = [prod(spec.shape) // spec.shape[channels] for spec in node.meta["spec"]]
-    first_input = next(iter(node.graph.nodes))
-    batches = [spec.shape[0] for spec in first_input.meta["spec"]]
+    batches = [spec.shape[0] for spec in first_tensor(node.graph).meta["spec"]]
     grown = (places[1] - places[0]) // (batches[1] - batches[0])
     return grown or places[0]  # the same for every batch: it is used once, not per example
 
@@ -234,17 +237,32 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 # Layers inside of modules that are kept whole.
 
 
-def _calls_inside(
-    module: fx.GraphModule, node: fx.Node, names: dict[int, str], taken: dict[int, str]
-) -> Iterator[_Call]:
-    """Those of every layer inside, in the model's order: which are called can depend on data."""
+def _calls_inside(module: fx.GraphModule, node: fx.Node, weights: _Weights) -> Iterator[_Call]:
+    """Those of every layer inside, in the model's order: which are called can depend on data.
+
+    Of a part with a graph of its own, those are layers that its graph calls.
+    """
     seen: dict[str, list[Inner]] = {}
     for inner in node.meta["inner"]:
         seen.setdefault(inner.name, []).append(inner)
-    for path, layer in _parts(module, node):
-        if is_weighted(layer) and id(layer.weight) not in taken:
+    for path, layer in _inside(module, node):
+        if path in node.meta.get("parts", ()):
+            yield from _calls_of_part(path, layer, node.meta["parts"][path], weights)
+        elif is_weighted(layer) and id(layer.weight) not in weights.taken:
             for inner in seen.get(path, [Inner(path, (), ())]):
-                yield _inner_call(inner, layer, names)
+                yield _inner_call(inner, layer, weights.names)
+
+
+def _calls_of_part(
+    path: str, part: fx.GraphModule, examples: Fraction, weights: _Weights
+) -> Iterator[_Call]:
+    """The calls of a part, which gets so many examples for one of the model's, named from outside.
+
+    How many that are can depend on data, as the number of boxes in a picture.
+    """
+    for call in _calls(part, weights):
+        layer = replace(call.layer, name=join(path, call.layer.name))
+        yield replace(call, layer=layer, uses=call.uses * examples)
 
 
 def _inner_call(inner: Inner, layer: Any, names: dict[int, str]) -> _Call:
@@ -262,17 +280,34 @@ def _inner_call(inner: Inner, layer: Any, names: dict[int, str]) -> _Call:
     )
     side = 0 if getattr(layer, "transposed", False) else 1
     seen = (inner.reads, inner.writes)[side]
-    return _Call(found, Fraction(prod(seen), ends[side]) if seen else Fraction(0))
+    uses = Fraction(prod(seen), ends[side]) if seen else Fraction(0)
+    return _Call(found, uses, layer.weight)
 
 
-def _parts(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Any]]:
-    """Every module inside the one that a node calls, itself included, with its path."""
+def _inside(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Any]]:
+    """Every module inside the one that a node calls, itself included, with its path.
+
+    A part with a graph of its own is one of them, and what is inside of that is not.
+    """
     called = module.get_submodule(str(node.target))
-    prefix = str(node.target)
     if isinstance(called, WholeModel):
-        called, prefix = module, ""
-    for name, part in called.named_modules():
-        yield ".".join(filter(None, (prefix, name))), part
+        yield from _below(module, "", node.meta.get("parts", ()))
+    else:
+        yield from _below(called, str(node.target), node.meta.get("parts", ()))
+
+
+def _below(
+    module: nn.Module, path: str, parts: Container[str], known: set[nn.Module] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """A module and all inside, each once, as `named_modules` has them, but nothing inside parts."""
+    known = set() if known is None else known
+    if module in known:
+        return
+    known.add(module)
+    yield path, module
+    if path not in parts:
+        for name, child in module.named_children():
+            yield from _below(child, join(path, name), parts, known)
 
 
 # What is not prunable.
@@ -281,16 +316,16 @@ def _parts(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Any]]:
 def taken_by_others(module: fx.GraphModule) -> dict[int, str]:
     """What uses each parameter, if anything does, in a way that no mask can act on."""
     found: dict[int, str] = {}
-    for graph in graphs_of(module):
-        for node in graph.nodes:
-            if node.op == "call_module":
-                found.update(_taken_at(module, node))
+    for part, node in nodes_in(module):
+        if node.op == "call_module":
+            found.update(_taken_at(part, node))
     return found
 
 
 def _taken_at(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, str]]:
-    for path, part in _parts(module, node):
-        if not (is_weighted(part) or type(part) in PLAIN_CLASS):
+    parts = node.meta.get("parts", ())
+    for path, part in _inside(module, node):
+        if path not in parts and not (is_weighted(part) or type(part) in PLAIN_CLASS):
             for parameter in part._parameters.values():
                 if parameter is not None:
                     yield id(parameter), f"{path or 'the model'} ({type(part).__name__})"
@@ -304,10 +339,10 @@ def not_prunable(module: fx.GraphModule, taken: dict[int, str]) -> dict[str, lis
     `taken` are the parameters that `taken_by_others` finds.
     """
     reasons: dict[str, list[str]] = {}
-    for graph in graphs_of(module):
-        for node in graph.nodes:
-            for name, reason in _not_prunable(module, node, taken):
-                reasons.setdefault(reason, []).append(name)
+    for path, part in parts_of(module):
+        for node in (node for graph in graphs_of(part) for node in graph.nodes):
+            for name, reason in _not_prunable(part, node, taken):
+                reasons.setdefault(reason, []).append(join(path, name))
     return {reason: list(dict.fromkeys(names)) for reason, names in reasons.items()}
 
 
@@ -321,7 +356,7 @@ def _not_prunable(
 ) -> Iterator[tuple[str, str]]:
     """Layers at a node that cannot be pruned, each with the reason."""
     if node.op == "call_module":
-        for path, part in _parts(module, node):
+        for path, part in _inside(module, node):
             weight = getattr(part, "weight", None)
             if type(part).__module__.startswith(_QUANTIZED) and hasattr(part, "weight"):
                 yield path, "it is quantized, so its weight is packed away"

@@ -1,5 +1,6 @@
 """Which modules stay one node of the graph, and which are traced through."""
 
+import torch
 from torch import nn
 
 from n2nfx.tracing.weights import is_patched, is_weighted
@@ -33,6 +34,19 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     stock = type(module).__module__.startswith("torch.nn.modules")
     return stock or isinstance(module, _NORMS) or type(module).__name__ in _DROPS
+
+
+def is_larger(module: nn.Module) -> bool:
+    """Whether a module has layers inside, and a forward in Python that calls them."""
+    if is_opaque(module) or is_leaf(module) or is_weighted(module):
+        return False
+    return any(_is_convolution_or_linear(child) for child in module.modules())
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether what a module runs was made of its parts before: no other could take their place."""
+    compiled = type(module).__module__.startswith("torch._dynamo")
+    return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
 def _is_convolution_or_linear(module: nn.Module) -> bool:

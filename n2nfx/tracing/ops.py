@@ -102,6 +102,16 @@ def name_of(node: fx.Node) -> str:
     return name[:-1] if is_method_in_place(name) else name
 
 
+def first_tensor(graph: fx.Graph) -> fx.Node:
+    """The node of a graph's first input that is a tensor, alone or in a list: it has the batch."""
+    return next(node for node in graph.nodes if isinstance(node.meta.get("spec"), tuple))
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node asks for a size, which is the same whatever is added to a value."""
+    return node.op == "call_method" and node.target == "size"
+
+
 def is_method_in_place(name: str) -> bool:
     """Whether torch names its in-place calls so."""
     return name.endswith("_") and not name.endswith("__")

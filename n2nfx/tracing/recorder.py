@@ -12,10 +12,11 @@ import operator
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from n2nfx.errors import CannotOperate
@@ -24,13 +25,16 @@ from n2nfx.tracing.foreign import foreign_calls_report, grad_mode_is_asked_for
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.scribe import Arguments, Scribe
 from n2nfx.tracing.shapes import of_call, of_module
-from n2nfx.tracing.tape import Op, Tape
+from n2nfx.tracing.tape import Op, Tape, is_inside
 from n2nfx.tracing.values import tensors
 from n2nfx.tracing.weights import Reporting
 from n2nfx.tracing.witness import Witness
 
 # Runs a module of the model on real tensors: its path, its arguments (fake), what to watch with.
 Really = Callable[[str, Arguments, bool], tuple[Any, Witness]]
+
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class KeepsState(CannotOperate):
@@ -77,14 +81,18 @@ class Recorder(TorchFunctionMode):
         self._scribe = Scribe(model, self._device.real)
         self._met: list[Exception] = []
 
-    def run(self, inputs: Mapping[str, Tensor], by_name: bool = False) -> Tape:
+    def run(
+        self, inputs: Mapping[str, Any], by_name: bool = False, defaults: Mapping[str, Any] = _NONE
+    ) -> Tape:
         """Run the model's forward on fake inputs, given in order or by name, and give the tape.
 
-        Where it fails, `fault` says in which module.
+        Those with `defaults` may be left out when the graph is called. Where the run fails,
+        `fault` says in which module.
         """
         self._autocast = self._autocasts()
         for name, value in inputs.items():
-            self._scribe.write("placeholder", name, (), {}, value)
+            default = (defaults[name],) if name in defaults else ()
+            self._scribe.write("placeholder", name, default, {}, value)
         state = set(map(id, self._model.state_dict(keep_vars=True).values()))
         try:
             with self._modules_report(), self._calls_unseen_report(), self:
@@ -356,11 +364,6 @@ class Recorder(TorchFunctionMode):
 def _learns(module: nn.Module) -> bool:
     """Whether a module has weights that get a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def is_inside(name: str, path: str) -> bool:
-    """Whether a module or parameter is a module, or lies inside of it."""
-    return not path or name == path or name.startswith(f"{path}.")
 
 
 def _call(

@@ -1,12 +1,13 @@
 """A model that cannot be traced at all: its graph is one call of the model as it is."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from n2nfx.graphmodule import WholeModel
+from n2nfx.graphmodule import WHOLE_MODEL, WholeModel
 from n2nfx.tracing.studio import Studio
 from n2nfx.tracing.tape import Entry, Spec, Tape
 from n2nfx.tracing.values import items, specs
@@ -23,20 +24,33 @@ def whole_root(studio: Studio, inputs: Mapping[str, Tensor]) -> Tape:
     alone = studio.alone("", copy.deepcopy(arguments), training=False)
     batch = next(iter(inputs.values())).shape[0]
     tape = Tape()
-    refs = [tape.write(_entry("placeholder", name, value)) for name, value in inputs.items()]
-    args, kwargs = ((), dict(zip(inputs, refs, strict=True))) if by_name else (tuple(refs), {})
-    vars(model)["whole_model"] = WholeModel(model)
+    refs = {name: tape.write(_placeholder(name, (), value)) for name, value in inputs.items()}
+    more = {
+        name: tape.write(_placeholder(name, (default,), None))
+        for name, default in _defaults(model).items()
+        if name not in inputs
+    }
+    args, kwargs = ((), {**refs, **more}) if by_name else (tuple(refs.values()), more)
+    vars(model)[WHOLE_MODEL] = WholeModel(model)
+    seen = alone.witness.seen(batch).per_example()
     value = _both(specs(alone.result))
-    inner = tuple(call.per_example(batch) for call in alone.witness.calls)
-    touched = frozenset(alone.witness.touched)
-    call = Entry("call_module", "whole_model", args, kwargs, value, "", inner, touched)
-    called = tape.write(call)
+    called = tape.write(Entry("call_module", WHOLE_MODEL, args, kwargs, value, "", seen))
     tape.write(Entry("output", "output", (called,), {}, None, ""))
     return tape
 
 
-def _entry(op: Any, name: str, value: Tensor) -> Entry:
-    return Entry(op, name, (), {}, _both(specs(value)), "")
+def _placeholder(name: str, default: tuple[Any, ...], value: Tensor | None) -> Entry:
+    return Entry("placeholder", name, default, {}, _both(specs(value)), "")
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """What forward takes besides, with plain defaults: targets, where it gives losses."""
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.kind is not parameter.POSITIONAL_ONLY
+        and (parameter.default is None or isinstance(parameter.default, bool | int | float | str))
+    }
 
 
 def _both(spec: Any) -> Any:

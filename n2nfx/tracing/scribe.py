@@ -64,8 +64,7 @@ class Scribe:
         """A call of the innermost module, in the scope of the module that called it."""
         entry = Entry("call_module", name, *encoded, specs(result), self.scope[-2])
         if witness is not None:
-            inner, touched = tuple(witness.calls), frozenset(witness.touched)
-            entry = dataclasses.replace(entry, inner=inner, touched=touched)
+            entry = dataclasses.replace(entry, seen=witness.seen())
         self._bind(result, self.tape.write(entry))
 
     def own(self, result: Any) -> Any:

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import HOOKS
 from n2nfx.tracing.devices import META, MetaInstead, RealDevice
-from n2nfx.tracing.example import Call
 from n2nfx.tracing.fake import (
     fake_copy,
     lay_bare,
@@ -25,9 +24,10 @@ from n2nfx.tracing.fake import (
 )
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.memory import Change, Memory
-from n2nfx.tracing.recorder import Fault, KeepsState, Really, Recorder, is_inside
+from n2nfx.tracing.partcall import AnyCall
+from n2nfx.tracing.recorder import Fault, KeepsState, Really, Recorder
 from n2nfx.tracing.scribe import Arguments
-from n2nfx.tracing.tape import Tape
+from n2nfx.tracing.tape import Tape, is_inside
 from n2nfx.tracing.unify import Run
 from n2nfx.tracing.witness import Witness
 
@@ -58,7 +58,9 @@ class Stage:
         self.where = where  # the device that its inputs are made on
         self._memory = Memory(copied)
 
-    def record(self, call: Call, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
+    def record(
+        self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None
+    ) -> Tape:
         """The tape of one run, as if it were the first.
 
         Raises `Stopped` with the place where it fails, and `KeepsState` where a second run would
@@ -100,12 +102,14 @@ class Stage:
             "a graph would do every time what the first call does",
         )
 
-    def _run(self, call: Call, run: Run, wholes: dict[str, Fault], really: Really | None) -> Tape:
+    def _run(
+        self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None
+    ) -> Tape:
         recorder = Recorder(self.model.train(run.training), wholes, really, self.device)
         try:
             with self.mode:
                 blanks = call.blanks(run.batch, run.grown, self.where)
-                return recorder.run(blanks, by_name=call.by_name)
+                return recorder.run(blanks, by_name=call.by_name, defaults=call.defaults)
         except KeepsState:
             raise
         except Exception as error:
@@ -124,7 +128,7 @@ class Studio:
     `open_studio`.
     """
 
-    def __init__(self, model: nn.Module, call: Call, quick: bool = True) -> None:
+    def __init__(self, model: nn.Module, call: AnyCall, quick: bool = True) -> None:
         self.model = model
         self.call = call
         self.wholes: dict[str, Fault] = {
@@ -228,7 +232,7 @@ def _never_through(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def open_studio(model: nn.Module, call: Call, quick: bool = True) -> Iterator[Studio]:
+def open_studio(model: nn.Module, call: AnyCall, quick: bool = True) -> Iterator[Studio]:
     """A studio in which nothing that happens reaches the model or a random generator."""
     with random_untouched(), quiet(), torch.inference_mode(False), torch.enable_grad():
         yield Studio(model, call, quick)

@@ -1,6 +1,8 @@
 """What one run of a model's forward did, as plain data: a list of entries that name each other."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -62,13 +64,57 @@ class Inner:
         return Inner(self.name, *shapes)
 
 
+def is_inside(name: str, path: str) -> bool:
+    """Whether a module or parameter is a module, or lies inside of it."""
+    return not path or name == path or name.startswith(f"{path}.")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A call of a module inside of one that is kept whole, a `Spec` in each tensor's place."""
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of a module that is kept whole while it ran.
+
+    `inner` are the layers that it called, `visits` its calls of larger modules inside, `touched`
+    the parameters that it used otherwise, each with the path of the innermost of these modules
+    that used it (its own where none did); all this for `batch` examples. `parts` are the modules
+    inside that have graphs of their own, each with how many examples it gets for one.
+    """
+
+    inner: tuple[Inner, ...]
+    touched: frozenset[tuple[str, str]]
+    visits: tuple[Visit, ...] = field(compare=False)  # arguments can be anything
+    batch: int = 1
+    parts: Mapping[str, Fraction] = field(default_factory=dict)
+
+    def per_example(self) -> "Seen":
+        """The same, with the shapes of the layers' calls for one example."""
+        return replace(self, inner=tuple(call.per_example(self.batch) for call in self.inner))
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """The parameters that something else than a layer or a part uses."""
+        return frozenset(
+            name
+            for name, where in self.touched
+            if not any(is_inside(where, part) for part in self.parts)
+        )
+
+
 @dataclass(frozen=True)
 class Entry:
     """One step: tensors among the arguments are `Ref`s; `value` has a `Spec` for each tensor.
 
-    `scope` is the path of the innermost module that the step was taken in. Of a module that is
-    kept whole, `inner` are the layers that it called and `touched` the parameters that it used
-    otherwise; `inner` is None for every other step.
+    `scope` is the path of the innermost module that the step was taken in. `seen` is there for a
+    module that is kept whole, and None for every other step. `grown` is the value at two
+    other sizes, where the graph follows its input's.
     """
 
     op: Op
@@ -77,8 +123,8 @@ class Entry:
     kwargs: dict[str, Any]
     value: Any
     scope: str
-    inner: tuple[Inner, ...] | None = None
-    touched: frozenset[str] = frozenset()
+    seen: Seen | None = None
+    grown: Any = None
 
 
 @dataclass

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from n2nfx.errors import CannotOperate
-from n2nfx.graphmodule import WholeGraphModule
+from n2nfx.graphmodule import WHOLE_MODEL, WholeGraphModule, WholeModel, join
 from n2nfx.masked import PLAIN_CLASS, MaskedWeight
 from n2nfx.network import Layer, Network
 from n2nfx.tracing.closures import deep_copy, make_copyable
 from n2nfx.tracing.example import Call, Example, call_of, named
 from n2nfx.tracing.explain import explain, why_whole
+from n2nfx.tracing.kinds import fix_kinds
 from n2nfx.tracing.layers import find_layers
-from n2nfx.tracing.recorder import Fault, is_inside
+from n2nfx.tracing.partcall import AnyCall, PartCall, part_call
+from n2nfx.tracing.parts import with_parts
+from n2nfx.tracing.recorder import Fault
 from n2nfx.tracing.rootless import whole_root
 from n2nfx.tracing.sizes import fix_sizes
 from n2nfx.tracing.studio import Stopped, Studio, open_studio
-from n2nfx.tracing.tape import Tape
+from n2nfx.tracing.tape import Tape, Visit, is_inside
 from n2nfx.tracing.unify import Parted, Run, unify
 from n2nfx.tracing.writer import GraphWriter
 
@@ -95,19 +98,77 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
             graphs = _graphs(studio)
         except Stopped as stopped:
             graphs = _whole(studio, stopped.fault, named(model, example))
-    evaluation, *training = (_written(model, recorded, call) for recorded in graphs)
-    module = WholeGraphModule(model, evaluation, type(model).__name__, *training)
-    layers, notes = find_layers(module)
-    notes = (*_notes(studio, graphs, layers), *notes)
-    return Network(module=module, layers=layers, inputs=call.inputs, notes=notes)
+    traced = _traced(studio, graphs, quick)
+    layers, notes = find_layers(traced.module)
+    notes = (*_notes(traced.wholes, traced.module, layers), *notes)
+    return Network(module=traced.module, layers=layers, inputs=call.inputs, notes=notes)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What became one graph: its tape, and whether the inputs' sizes are written into it."""
+    """What became one graph: its tape, and whether the inputs' sizes are written into it.
+
+    `fixed` says whether the model itself takes no other sizes, as far as was tried.
+    """
 
     tape: Tape
     sized: bool
+    fixed: bool = True
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A module that is kept whole: why, told for a person, its class, and its parts' paths."""
+
+    made_of: str
+    why: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A model with its graphs, and the modules that are kept whole in them, by path."""
+
+    module: WholeGraphModule
+    wholes: dict[str, _Whole]
+
+
+def _traced(studio: Studio, graphs: Sequence[_Recorded], quick: bool) -> _Traced:
+    """The graph module of a model; in what is kept whole, what can have a graph gets one."""
+    model, call, wholes = studio.model, studio.call, dict[str, _Whole]()
+
+    def part(path: str, child: nn.Module, visits: Sequence[Visit]) -> nn.Module | None:
+        found = _part(child, part_call(child, visits, call.device), quick)
+        if found is None:
+            return None
+        wholes.update({join(path, name): whole for name, whole in found.wholes.items()})
+        return found.module
+
+    graphs = [replace(one, tape=with_parts(model, one.tape, part)) for one in graphs]
+    wholes.update(_wholes(studio, graphs))
+    evaluation, *training = (_written(model, recorded, call) for recorded in graphs)
+    module = WholeGraphModule(model, evaluation, type(model).__name__, *training)
+    return _Traced(module, wholes)
+
+
+def _part(child: nn.Module, call: PartCall | None, quick: bool) -> _Traced | None:
+    """A module inside one that is kept whole, as a graph; None where it cannot be one.
+
+    The model may call it with other sizes each time, so that its graph has to take all that it
+    takes itself.
+    """
+    if call is None:
+        return None
+    try:
+        _refuse_taken_names(child)
+        with open_studio(child, call, quick) as studio:
+            graphs = _graphs(studio)
+    except (Stopped, CannotOperate):
+        return None
+    if not all(graph.fixed for graph in graphs if graph.sized):
+        return None
+    vars(child)["whole_model"] = WholeModel(child)
+    return _traced(studio, graphs, quick)
 
 
 def _graphs(studio: Studio) -> tuple[_Recorded, ...]:
@@ -138,14 +199,19 @@ def _settled(studio: Studio, runs: Iterable[Run]) -> dict[Run, Tape]:
 
 
 def _with_last(studio: Studio, tapes: Mapping[Run, Tape], last: Run) -> _Recorded:
-    """One tape of several, and a last one at another size, if the graph can be generic in that."""
-    for dimensions in studio.call.sizes:
-        grown = replace(last, grown=dimensions)
+    """One tape of several, and some at other sizes, if the graph can be generic in that."""
+    fixed = True
+    for growths in studio.call.growths:
+        runs = [replace(last, grown=growth) for growth in growths]
         try:
-            return _Recorded(unify({**tapes, grown: studio.record(grown, strict=True)}), False)
-        except (Stopped, Parted):
+            grown = {run: studio.record(run, strict=True) for run in runs}
+            return _Recorded(unify({**tapes, **grown}), sized=False)
+        except Parted:
+            fixed = False
+        except Stopped:
             continue
-    return _Recorded(unify(_settled(studio, (*tapes, last))), sized=bool(studio.call.sizes))
+    tape = unify(_settled(studio, (*tapes, last)))
+    return _Recorded(tape, sized=bool(studio.call.growths), fixed=fixed)
 
 
 def _of_mode(tapes: Mapping[Run, Tape], training: bool) -> dict[Run, Tape]:
@@ -163,6 +229,7 @@ def _keep_whole(studio: Studio, parted: Parted) -> None:
 def _whole(studio: Studio, fault: Fault, inputs: Mapping[str, Tensor]) -> tuple[_Recorded, ...]:
     """A model that is one call, if it runs at all."""
     model, call = studio.model, studio.call
+    assert isinstance(call, Call)
     try:
         tape = whole_root(studio, inputs)
     except Exception as error:
@@ -171,7 +238,7 @@ def _whole(studio: Studio, fault: Fault, inputs: Mapping[str, Tensor]) -> tuple[
     return (_Recorded(tape, sized=False),)
 
 
-def _written(model: nn.Module, recorded: _Recorded, call: Call) -> fx.Graph:
+def _written(model: nn.Module, recorded: _Recorded, call: AnyCall) -> fx.Graph:
     """The graph of a tape; the switches that it needs are put into the model."""
     writer = GraphWriter(recorded.tape)
     graph = writer.write()
@@ -179,23 +246,37 @@ def _written(model: nn.Module, recorded: _Recorded, call: Call) -> fx.Graph:
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
         module.add_module(name, switch.train(module.training))
-    if recorded.sized:
+    if isinstance(call, PartCall):
+        fix_kinds(graph, call.of(1), recorded.sized)
+    elif recorded.sized:
         fix_sizes(graph, call.inputs)
     return graph
 
 
-def _notes(studio: Studio, graphs: tuple[_Recorded, ...], layers: Sequence[Layer]) -> Iterator[str]:
-    """What a person should know of the modules that are kept whole."""
-    called = {e.target for graph in graphs for e in graph.tape.entries if e.op == "call_module"}
+def _wholes(studio: Studio, graphs: Sequence[_Recorded]) -> Iterator[tuple[str, _Whole]]:
+    """The modules that the graphs call whole."""
+    entries = [e for graph in graphs for e in graph.tape.entries if e.op == "call_module"]
+    parts = {e.target: tuple(e.seen.parts) for e in entries if e.seen is not None}
+    called = {entry.target for entry in entries}
     for path, fault in studio.wholes.items():
         if path in called or not path:
             made_of = type(studio.model.get_submodule(path)).__name__
-            prunable = any(is_inside(layer.weight, path) for layer in layers)
-            yield (
-                f"{path or 'the whole model'} ({made_of}) is kept as it is, "
-                f"{'its layers prunable' if prunable else 'nothing in it prunable'}, "
-                f"no skip inside: {why_whole(fault, studio.model)}"
-            )
+            inside = parts.get(path or WHOLE_MODEL, ())
+            yield path, _Whole(made_of, why_whole(fault, studio.model), inside)
+
+
+def _notes(
+    wholes: Mapping[str, _Whole], module: fx.GraphModule, layers: Sequence[Layer]
+) -> Iterator[str]:
+    """What a person should know of the modules that are kept whole."""
+    for path, whole in wholes.items():
+        prunable = any(is_inside(layer.weight, path) for layer in layers)
+        inside = ", ".join(whole.parts)
+        yield (
+            f"{path or 'the whole model'} ({whole.made_of}) is kept as it is, "
+            f"{'its layers prunable' if prunable else 'nothing in it prunable'}, "
+            f"{f'skips inside of {inside} only' if inside else 'no skip inside'}: {whole.why}"
+        )
 
 
 def _refuse_taken_names(model: nn.Module) -> None:

@@ -2,25 +2,29 @@
 
 The same forward is recorded in both modes at two batch sizes. The tapes must agree step by step.
 Where a number differs with the batch it becomes `a * batch + c`; where a value differs with the
-mode it becomes a switch that looks at `training`. No symbolic shapes are needed.
+mode it becomes a switch that looks at `training`; where a number differs with the input's size, and
+two other sizes were recorded, it becomes the size of an earlier value. No symbolic shapes are
+needed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
+from math import prod
 from typing import Any, Literal
 
 from n2nfx.errors import CannotOperate
-from n2nfx.tracing.tape import Built, Entry, Inner, InputDevice, Ref, Spec, Tape
+from n2nfx.tracing.example import Growth
+from n2nfx.tracing.tape import Built, Entry, Inner, InputDevice, Ref, Seen, Spec, Tape
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a tape was recorded: in which mode, with how many examples, which dimensions larger."""
+    """How a tape was recorded: in which mode, with how many examples, and at which size."""
 
     training: bool
     batch: int
-    grown: tuple[int, ...] = ()
+    grown: Growth = ()
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,72 @@ class BatchNumber:
 
 
 @dataclass(frozen=True)
+class SizeNumber:
+    """A number that depends on an input's size: that of dimensions of a value, multiplied."""
+
+    ref: Ref
+    dimensions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Switched:
     """A value that depends on the mode."""
 
     train: Any
     eval: Any
+
+
+class Runs(Sequence[Run]):
+    """The runs of some tapes, and how many entries of them are known to be the same steps."""
+
+    def __init__(self, tapes: Mapping[Run, Tape]) -> None:
+        self._runs = list(tapes)
+        self._tapes = list(tapes.values())
+        self.known = 0
+        # One other size could show a number by chance that is another one at the next.
+        self.sized = len({run.grown for run in tapes}) > 2
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def size(self, numbers: Sequence[int]) -> SizeNumber | None:
+        """Where the numbers of all runs stand in the shape of an earlier value, the last first."""
+        if not self.sized:
+            return None
+        wanted = tuple(numbers)
+        for width in (1, 2, 3):
+            for index in reversed(range(self.known)):
+                values = [tape.entries[index].value for tape in self._tapes]
+                found = _find_size(values, wanted, width)
+                if found is not None:
+                    path, dimensions = found
+                    return SizeNumber(Ref(index, path), dimensions)
+        return None
+
+
+def _find_size(
+    values: Sequence[Any], wanted: tuple[int, ...], width: int
+) -> tuple[tuple[Any, ...], tuple[int, ...]] | None:
+    """Which neighbouring dimensions of a tensor among the values make the numbers, or None."""
+    first = values[0]
+    if isinstance(first, Spec):
+        shapes = [value.shape for value in values]
+        for start in range(len(first.shape) - width + 1):
+            if tuple(prod(shape[start : start + width]) for shape in shapes) == wanted:
+                return (), tuple(range(start, start + width))
+        return None
+    if isinstance(first, dict):
+        keys = [key for key in first if all(key in value for value in values)]
+    else:
+        keys = range(min(map(len, values))) if isinstance(first, list) else ()
+    for key in keys:
+        found = _find_size([value[key] for value in values], wanted, width)
+        if found is not None:
+            return (key, *found[0]), found[1]
+    return None
 
 
 class Disagreement(Exception):
@@ -63,12 +128,13 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
     Each tensor among the values has a pair of `Spec`: those of the smallest and of the largest
     batch, in evaluation if that was recorded. Raises `Parted` where the runs differ in structure.
     """
-    runs = list(tapes)
+    runs = Runs(tapes)
     one = Tape()
     # No tape ends before the others without a disagreement: the last entry of each is its output.
     for entries in zip(*(tape.entries for tape in tapes.values()), strict=False):
         try:
             one.write(_unify_entries(runs, entries))
+            runs.known += 1
         except Disagreement as error:
             raise _parting(tapes, len(one.entries)) from error
     return one
@@ -111,7 +177,7 @@ def _shared(*paths: Sequence[str]) -> list[str]:
 
 def _meet(entries: Mapping[Run, Entry]) -> bool:
     try:
-        _unify_calls(list(entries), list(entries.values()))
+        _unify_calls(Runs(dict.fromkeys(entries, Tape())), list(entries.values()))
     except Disagreement:
         return False
     return True
@@ -122,29 +188,35 @@ def _step(entry: Entry) -> str:
     return f"{name} ({f'in {entry.scope}' if entry.scope else 'at the top of forward'})"
 
 
-def _unify_entries(runs: Sequence[Run], entries: Sequence[Entry]) -> Entry:
+def _unify_entries(runs: Runs, entries: Sequence[Entry]) -> Entry:
     first = entries[0]
     args, kwargs = _unify_calls(runs, entries)
     value = _pair_specs(runs, [entry.value for entry in entries])
-    touched = frozenset().union(*(entry.touched for entry in entries))
-    inner = _unify_inner(runs, entries) if first.inner is not None else None
-    return Entry(first.op, first.target, args, kwargs, value, first.scope, inner, touched)
+    seen = _unify_seen(runs, entries)
+    others = [entry.value for run, entry in zip(runs, entries, strict=True) if run.grown]
+    grown = _pair(*others[:2]) if runs.sized else None
+    return Entry(first.op, first.target, args, kwargs, value, first.scope, seen, grown)
 
 
-def _unify_inner(runs: Sequence[Run], entries: Sequence[Entry]) -> tuple[Inner, ...]:
-    """The calls of layers in the first run, for one example, and of those that only others call."""
+def _unify_seen(runs: Runs, entries: Sequence[Entry]) -> Seen | None:
+    """What was seen in the first run, for one example, and the layers that only others call."""
     found: dict[str, list[Inner]] = {}
+    touched: set[tuple[str, str]] = set()
     for run, entry in zip(runs, entries, strict=True):
+        if entry.seen is None:
+            return None
         calls: dict[str, list[Inner]] = {}
-        for inner in entry.inner or ():
-            calls.setdefault(inner.name, []).append(inner.per_example(run.batch))
+        for inner in replace(entry.seen, batch=run.batch).per_example().inner:
+            calls.setdefault(inner.name, []).append(inner)
         found = {**calls, **found}
-    return tuple(call for calls in found.values() for call in calls)
+        touched |= entry.seen.touched
+    first = entries[0].seen
+    assert first is not None
+    inner = tuple(call for calls in found.values() for call in calls)
+    return Seen(inner, frozenset(touched), first.visits, runs[0].batch)
 
 
-def _unify_calls(
-    runs: Sequence[Run], entries: Sequence[Entry]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _unify_calls(runs: Runs, entries: Sequence[Entry]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     first = entries[0]
     if any((entry.op, entry.target) != (first.op, first.target) for entry in entries):
         raise Disagreement
@@ -152,7 +224,7 @@ def _unify_calls(
     return args, _unify(runs, [entry.kwargs for entry in entries])
 
 
-def _unify(runs: Sequence[Run], values: Sequence[Any]) -> Any:
+def _unify(runs: Runs, values: Sequence[Any]) -> Any:
     """One value for the values of all runs."""
     first = values[0]
     if any(type(value) is not type(first) for value in values):
@@ -175,7 +247,7 @@ def _unify(runs: Sequence[Run], values: Sequence[Any]) -> Any:
     return _bridge(runs, values)
 
 
-def _unify_sequences(runs: Sequence[Run], values: Sequence[Any]) -> Any:
+def _unify_sequences(runs: Runs, values: Sequence[Any]) -> Any:
     first = values[0]
     if any(len(value) != len(first) for value in values):
         raise Disagreement
@@ -189,8 +261,8 @@ def _same(value: Any, other: Any) -> bool:
     return value == other or (value != value and other != other)  # NaN is the same as NaN
 
 
-def _bridge(runs: Sequence[Run], values: Sequence[Any]) -> Any:
-    """A number of the batch, a switch of the mode, or a disagreement."""
+def _bridge(runs: Runs, values: Sequence[Any]) -> Any:
+    """A number of the batch or the size, a switch of the mode, or a disagreement."""
     if not all(map(_is_constant, values)):
         raise Disagreement
     by_batch = _by({run.batch: [] for run in runs}, [run.batch for run in runs], values)
@@ -201,7 +273,10 @@ def _bridge(runs: Sequence[Run], values: Sequence[Any]) -> Any:
             return number
     if _agree(by_mode) and len(by_mode) == 2:
         return Switched(train=by_mode[True][0], eval=by_mode[False][0])
-    raise Disagreement
+    size = runs.size(values) if all(type(value) is int for value in values) else None
+    if size is None:
+        raise Disagreement
+    return size
 
 
 def _is_constant(value: Any) -> bool:
@@ -234,9 +309,9 @@ def _agree(groups: Mapping[Any, Sequence[Any]]) -> bool:
     return all(_same(value, group[0]) for group in groups.values() for value in group)
 
 
-def _pair_specs(runs: Sequence[Run], values: Sequence[Any]) -> Any:
+def _pair_specs(runs: Runs, values: Sequence[Any]) -> Any:
     """The specs of the smallest and the largest batch as a pair for each tensor."""
-    evaluated = [index for index, run in enumerate(runs) if not run.training]
+    evaluated = [i for i, run in enumerate(runs) if not (run.training or run.grown)]
     usable = evaluated or [index for index, run in enumerate(runs) if not run.grown]
     ordered = sorted(usable, key=lambda index: runs[index].batch)
     return _pair(values[ordered[0]], values[ordered[-1]])

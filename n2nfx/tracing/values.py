@@ -1,7 +1,8 @@
 """What is inside a value: tensors in lists, tuples, mappings and dataclasses, and their shapes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,37 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield value
     for _, item in items(value):
         yield from tensors(item)
+
+
+def as_specs(value: Any) -> Any:
+    """The value, a copy of its lists and mappings, with the spec of each tensor in its place."""
+    if isinstance(value, Tensor):
+        return Spec(tuple(value.shape), value.dtype)
+    return _copied(value, as_specs)
+
+
+def with_specs(value: Any, change: Callable[[Spec], Any]) -> Any:
+    """What `as_specs` gave, with something else in the place of each spec."""
+    if isinstance(value, Spec):
+        return change(value)
+    return _copied(value, lambda item: with_specs(item, change))
+
+
+def _copied(value: Any, change: Callable[[Any], Any]) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(change, value))
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, change(item)) for key, item in value.items())
+    return value
+
+
+def specs_in(value: Any) -> Iterator[Spec]:
+    """Every spec in what `as_specs` gave."""
+    if isinstance(value, Spec):
+        yield value
+    else:
+        for _, item in items(value):
+            yield from specs_in(item)
 
 
 def specs(value: Any) -> Any:

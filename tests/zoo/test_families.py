@@ -1,6 +1,12 @@
-"""One model of every family of timm and torchvision, checked as `tools/zoo_check.py` says."""
+"""One model of every family of timm and torchvision, checked as `tools/zoo_check.py` says.
 
+Of the detectors one of one stage and one of two, and all of them by hand.
+"""
+
+import importlib
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +17,31 @@ FAMILIES = Path(__file__).with_name("families.txt").read_text().split()
 MOST = 6e8
 
 
+with warnings.catch_warnings():  # what importing a zoo says is no test of ours
+    warnings.simplefilter("ignore")
+    detection: Any = importlib.import_module("torchvision.models.detection")
+    listed: Any = importlib.import_module("torchvision.models").list_models
+DETECTORS = [f"torchvision:{name}" for name in listed(module=detection)]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_of_the_family_is_operated_on(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_is_operated_on_part_by_part(name: str) -> None:
+    row = check(name)
+    assert row["parts"]
+    assert row["train"].endswith("bit-equal")
+    assert row["spliced"] > 0
+
+
+def check(name: str) -> dict[str, Any]:
+    """The row of a model, which has to be ok."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -22,3 +50,4 @@ def test_a_model_of_the_family_is_operated_on(name: str) -> None:
         torch.set_num_threads(threads)
     assert row["status"] == "ok", f"at {row['stage']}: {row['reason']} ({row['where']})"
     assert row["layers"] > 0
+    return row
