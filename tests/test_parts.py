@@ -116,7 +116,7 @@ def test_the_budget_is_exact_over_all_parts_and_skips_stay_inside(outcome: Outco
     network, counts = outcome.network, outcome.counts
     assert counts.kept == network.nnz == round(0.5 * network.size)
     assert counts.skip == round(0.3 * counts.kept)
-    assert {skip.name.partition(".")[0] for skip in network.skips} == {"backbone", "judge"}
+    assert {skip.name.partition(".")[0] for skip in network.skips} == {"backbone", "head", "judge"}
     assert "backbone.input" in {skip.source for skip in network.skips}
     for skip in network.skips:
         path = skip.name.partition(".")[0]
