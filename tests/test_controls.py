@@ -32,7 +32,7 @@ def reference() -> Network:
     return n2nfx.trace(module(), torch.zeros(1, 3, 8, 8))
 
 
-SKIPS = N2NSkip(0.4, (2,), wiring="linear")
+SKIPS = N2NSkip(0.4, (2,), wiring="linear", pattern="random")
 
 
 def made(*steps: Pass, seed: int = 0) -> Network:

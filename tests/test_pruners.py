@@ -484,9 +484,8 @@ def test_scores_are_there_under_no_grad_and_for_weights_that_draw(pruner: Any) -
 @every_scored
 def test_the_criterion_scores_every_weight_of_a_network_with_branches(pruner: Any) -> None:
     network = traced(convolutional(), IMAGES)
-    outcome = Pipeline([RandomPruning(density=0.5), n2nfx.passes.N2NSkip(ratio=0.2, hops=(1, 2))])(
-        network
-    )
+    skips = n2nfx.passes.N2NSkip(ratio=0.2, hops=(1, 2), pattern="random")
+    outcome = Pipeline([RandomPruning(density=0.5), skips])(network)
     ranking = pruner(network, PROBE).scores
     assert ranking.saliency is not None
     scores = ranking.saliency(outcome.network, PROBE)

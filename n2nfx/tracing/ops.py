@@ -103,8 +103,12 @@ def name_of(node: fx.Node) -> str:
 
 
 def first_tensor(graph: fx.Graph) -> fx.Node:
-    """The node of a graph's first input that is a tensor, alone or in a list: it has the batch."""
-    return next(node for node in graph.nodes if isinstance(node.meta.get("spec"), tuple))
+    """The node of a graph's first input that is a tensor, alone or in a list: it has the batch.
+
+    Where nothing is known of any, the first input.
+    """
+    nodes = [*graph.nodes]
+    return next((node for node in nodes if isinstance(node.meta.get("spec"), tuple)), nodes[0])
 
 
 def is_size(node: fx.Node) -> bool:
