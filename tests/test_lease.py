@@ -75,7 +75,7 @@ def test_how_an_attempt_ended_is_written_down(tmp_path: Path) -> None:
     assert "_ = 1 / 0" in lease.log_of(tmp_path, 3).read_text()
     with pytest.raises(KeyboardInterrupt), claimed(tmp_path):
         raise KeyboardInterrupt
-    assert found(tmp_path).state == "stopped"
+    assert (found(tmp_path).state, found(tmp_path).reason) == ("stopped", "")
     assert [path.name for path in sorted((tmp_path / lease.FOLDER).iterdir())] == [
         "0001.json", "0002.json", "0003.json", "0003.log", "0004.json"
     ]  # fmt: skip

@@ -117,7 +117,12 @@ def give_up(folder: Path, reason: str) -> None:
 
 
 def told(error: BaseException) -> str:
-    """Why a run ended, in a line: an error for people as it is, any other with its type."""
+    """Why a run ended, in a line: an error for people as it is, any other with its type.
+
+    Nothing for Ctrl-C: who pressed it knows.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return ""
     return first_line(error) if isinstance(error, N2nfxError) else described(error)
 
 
