@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
+from importlib import import_module
 from typing import Any
 
 from torch import fx, nn
@@ -239,6 +240,14 @@ class _At:
     index: int
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A function by its module and its name there."""
+
+    module: str
+    name: str
+
+
 _Row = tuple[str, str, Any, Any, Any, dict[str, Any]]
 
 
@@ -249,13 +258,21 @@ def _rows(graph: fx.Graph) -> list[_Row]:
         (
             node.name,
             node.op,
-            node.target,
+            _named(node.target),
             map_arg(node.args, places.__getitem__),
             map_arg(node.kwargs, places.__getitem__),
             {key: node.meta[key] for key in _META if key in node.meta},
         )
         for node in graph.nodes
     ]
+
+
+def _named(target: Any) -> Any:
+    """A target as it can be pickled: `max_pool2d` and the like are functions inside a function."""
+    if "<locals>" not in getattr(target, "__qualname__", ""):
+        return target
+    name = _Named(target.__module__, target.__name__)
+    return name if getattr(import_module(name.module), name.name, None) is target else target
 
 
 def _graph(rows: list[_Row]) -> fx.Graph:
@@ -268,6 +285,8 @@ def _graph(rows: list[_Row]) -> fx.Graph:
 
     for name, op, target, args, kwargs, meta in rows:
         arguments = map_aggregate(args, read), map_aggregate(kwargs, read)
+        if isinstance(target, _Named):
+            target = getattr(import_module(target.module), target.name)
         node = graph.create_node(op, target, *arguments, name=name)  # type: ignore[arg-type]
         node.meta.update(meta)
         nodes.append(node)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import n2nfx
 from n2nfx.graphmodule import WholeGraphModule
@@ -230,6 +231,20 @@ def test_two_copies_made_one_from_the_other_are_as_whole_as_one() -> None:
     module = pickled(copy.deepcopy(copy.copy(pickled(traced(model)))))
     assert list(module.state_dict()) == list(model.state_dict())
     assert torch.equal(module(example()), model(example()))
+
+
+def test_functions_that_torch_wraps_are_pickled_by_their_names() -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            pooled = functional.max_pool2d(x, 2)
+            return functional.adaptive_max_pool2d(pooled, 1)
+
+    x = torch.randn(2, 3, 8, 8)
+    module = n2nfx.trace(Pooled(), x).module
+    again = pickle.loads(pickle.dumps(module))
+    targets = [node.target for node in module.graph.nodes]
+    assert [node.target for node in again.graph.nodes] == targets
+    assert torch.equal(again(x), module(x))
 
 
 def test_a_deep_network_can_be_pickled() -> None:
