@@ -18,7 +18,7 @@ from n2nfx.masks import Masks, RandomRanking, Ranking, ScoreRanking, revived, se
 from n2nfx.network import Network, Probe, Skip
 from n2nfx.patterns import IdentityRanking, LognormalRanking, diagonal
 from n2nfx.seeds import generator
-from n2nfx.shortcuts import beside_shortcuts
+from n2nfx.shortcuts import beside_shortcuts, into_bypassed
 from n2nfx.splice import fill, prepare, splice
 from n2nfx.wiring import INNER, Branches, Options, Placement, Wiring, find_branches
 
@@ -45,7 +45,7 @@ class N2NSkip:
     `scored` and `global` the `ratio` can be `learned`: layers' and branches' weights are ranked
     together, at the same budget.
     `init` is `kaiming` on the branch's real fan-in, or `zero`, which leaves the network's function
-    as it is; by `identity` a branch starts at zero where a shortcut carries its source there.
+    as it is; by `identity` a branch starts at zero where shortcuts go around its target.
     `branch_norm="batch"` puts a batch norm behind every branch.
     """
 
@@ -129,7 +129,7 @@ class N2NSkip:
         scores = self._score(network, candidates, probe) if self._scores else None
         skips = self._decide(network, candidates, scores)
         _require_memory(skips, _BYTES)
-        silent = beside_shortcuts(network, skips) if self._may_be_silent else frozenset()
+        silent = _silent(network, skips) if self._may_be_silent else frozenset()
         splice(network, skips)
         ranking = scores if self.ratio == "learned" else network.scores
         ranking = ranking or RandomRanking(probe.seed)
@@ -226,6 +226,11 @@ class N2NSkip:
         if self.pattern == "identity":
             values[np.isin(kept, diagonal(skip.weight_shape))] = 1.0
         return torch.from_numpy(values)
+
+
+def _silent(network: Network, skips: Sequence[Skip]) -> frozenset[str]:
+    """The branches that start at zero, as the network needs none for signals to pass there."""
+    return into_bypassed(network, skips) | beside_shortcuts(network, skips)
 
 
 def _require_ready(network: Network) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import n2nfx
 from n2nfx.network import Network
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip
-from n2nfx.shortcuts import beside_shortcuts
+from n2nfx.shortcuts import beside_shortcuts, into_bypassed
 from n2nfx.splice import prepare
 from n2nfx.wiring import Options, find_branches
 
@@ -74,10 +74,8 @@ def test_what_the_stream_carries_is_not_added_to_it_again() -> None:
 
 def test_such_a_branch_starts_at_zero_and_learns() -> None:
     network = n2nfx.Pipeline([RandomPruning(0.5), N2NSkip(0.4, (2,), kernel=1)])(residual()).network
-    beside = found(residual(), hops=(2,), kernel=1)
-    for skip in network.skips:
-        weight = network.module.get_parameter(skip.weight)
-        assert bool(weight.any()) != ((skip.source, skip.target) in beside)
+    assert network.skips
+    assert not any(network.module.get_parameter(skip.weight).any() for skip in network.skips)
     network.module(torch.randn(4, 3, 6, 6)).square().sum().backward()
     for skip in network.skips:
         gradient = network.module.get_parameter(skip.weight).grad
@@ -86,8 +84,33 @@ def test_such_a_branch_starts_at_zero_and_learns() -> None:
 
 
 @pytest.mark.parametrize("hops", [(2,), (3,)])
-def test_no_branch_of_a_chain_is_beside_a_shortcut(hops: tuple[int, ...]) -> None:
+def test_a_chain_has_no_shortcuts(hops: tuple[int, ...]) -> None:
     assert found(chained(), hops=hops) == set()
+    network = n2nfx.Pipeline([RandomPruning(0.5), N2NSkip(0.4, hops, kernel=1)])(chained()).network
+    assert all(network.module.get_parameter(skip.weight).any() for skip in network.skips)
+
+
+def test_only_layers_that_a_value_passes_by_are_gone_around() -> None:
+    class Gated(nn.Module):
+        """Sizes are read early and used late; a gate is gone around, what it gates is not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.second, self.last = nn.Conv2d(8, 8, 1), nn.Linear(8 * 36, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            size = x.shape[0]
+            value = self.first(x).relu()
+            value = self.second(value * self.gate(value).sigmoid()).relu()
+            return self.last(value.reshape(size, -1))
+
+    network = n2nfx.trace(Gated(), torch.zeros(2, 3, 6, 6))
+    prepare(network)
+    skips = find_branches(network, Options(hops=(1, 2, 3))).skips
+    around = into_bypassed(network, skips)
+    assert {skip.target for skip in skips} == {"first", "gate", "second", "last"}
+    assert {skip.target for skip in skips if skip.name in around} == {"gate"}
 
 
 def test_behind_a_norm_sums_begin_anew() -> None:
