@@ -104,7 +104,8 @@ def _impossible(plan: Plan) -> Iterator[str]:
             yield f"{what} has a weight that another has: {item.weight!r}"
         if not _sizes(shape):
             yield f"{what} has a weight of shape {list(shape)}"
-        if not _sizes((*item.reads, *item.writes) if isinstance(item, Layer) else item.places):
+        activations = (item.reads, item.writes) if isinstance(item, Layer) else (item.places,)
+        if not all(map(_sizes, activations)):
             yield f"{what} has an activation that no network has"
         if not 0 <= item.uses <= _MOST:
             yield f"{what} uses each weight {item.uses} times"

@@ -109,6 +109,14 @@ def test_half_precision_and_tied_weights_survive(tmp_path: Path) -> None:
     assert again.module.get_parameter("first.weight") is again.module.get_parameter("second.weight")
 
 
+def test_layers_with_large_activations_survive(tmp_path: Path) -> None:
+    large = torch.zeros(1, 1, 1500, 1500)  # as many elements read as written, 5e12 by product
+    outcome = n2nfx.transform(nn.Conv2d(1, 4, 1), density=0.5, skip_ratio=0.0, example=large)
+    outcome.save(tmp_path / "net")
+    loaded = n2nfx.load(tmp_path / "net", model=nn.Conv2d(1, 4, 1))
+    assert loaded.layers == outcome.network.layers
+
+
 def test_the_plan_says_how_it_was_made(tmp_path: Path) -> None:
     outcome = n2nfx.transform("n2nfx:mlp", density=0.2, skip_ratio=0.5, seed=4)
     outcome.save(tmp_path / "out")
