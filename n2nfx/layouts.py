@@ -270,7 +270,8 @@ def joined_tokens(graph: fx.Graph) -> dict[int, tuple[int, int]]:
         last = _pair(parts[-1]) if isinstance(parts, list | tuple) and parts else None
         if dimension in (rank - 2, -2) and last is not None:
             count, rest = spec[1].shape[-2], last[1].shape[-2]
-            joined.setdefault(count, (count - rest, rest))
+            if count != rest:  # or nothing was joined
+                joined.setdefault(count, (count - rest, rest))
     return joined
 
 

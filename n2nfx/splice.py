@@ -66,10 +66,10 @@ def _prepare(module: fx.GraphModule) -> None:
 
 
 def _follow(node: fx.Node, name: str) -> None:
-    """Let a module be called on a node's value, and everyone read that instead."""
+    """Let a nonlinearity be called on a node's value, and everyone read that instead."""
     with node.graph.inserting_after(node):
         after = node.graph.call_module(name, (node,))
-    after.meta.update(node.meta)
+    after.meta.update(node.meta, is_activation=True)
     node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
 
 

@@ -57,6 +57,15 @@ def attended_values(x: Tensor) -> Tensor:
     return mixed.transpose(2, 3).reshape(x.shape)
 
 
+def biased_attention(x: Tensor) -> Tensor:
+    heads = x.flatten(2).reshape(x.shape[0], 3, 4, 64).transpose(2, 3)
+    bias = x.flatten(2)[:, ::4].unsqueeze(2) / 1e3
+    mixed = functional.scaled_dot_product_attention(
+        torch.ones_like(heads), torch.ones_like(heads), heads.roll(1, 1), bias
+    )
+    return mixed.transpose(2, 3).reshape(x.shape)
+
+
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "activation": functional.relu,
     "dropout": lambda x: functional.dropout(x, 0.5, training=False),
@@ -73,6 +82,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "unbind": lambda x: torch.stack(x.unbind(1)[::-1], dim=1),
     "narrow": lambda x: x.narrow(1, 3, 4).repeat(1, 3, 1, 1),
     "getitem": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
+    "order": lambda x: x[:, torch.tensor([3, 1, 1, 0, 11, 5, 4, 10, 2, 9, 8, 6])],
     "shuffle": shuffled,
     "pad": lambda x: functional.pad(x[:, :9], (0, 0, 0, 0, 1, 2)),
     "pad places": lambda x: functional.pad(x, (1, 1, 2, 2), value=3.0),
@@ -91,6 +101,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": attention,
     "scaled dot product": scaled_dot_product,
     "attended values": attended_values,
+    "biased attention": biased_attention,
     "lower rank": lambda x: x + x.mean(0).roll(1, 0),
     "where": lambda x: torch.where(torch.arange(8) > 3, x, x.roll(1, 1)),
     "unused": lambda x: x[:, :6].repeat(1, 2, 1, 1),

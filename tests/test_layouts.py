@@ -115,7 +115,7 @@ def test_an_inputs_channels_are_where_the_first_layer_has_them() -> None:
 def tokens(m: nn.Module, x: Tensor) -> Tensor:
     """Patches behind a register token behind a class token."""
     x = m.conv(x).flatten(2).transpose(1, 2)  # type: ignore[operator]
-    x = torch.cat([m.one(x[:, :1]), x], dim=1)  # type: ignore[operator]
+    x = torch.cat([m.one(x[:, :1]), torch.cat([x], 1)], dim=1)  # type: ignore[operator]
     return torch.cat([x[:, :1], x], 1)
 
 

@@ -254,6 +254,22 @@ def test_a_fused_norm_is_split_without_changing_a_bit() -> None:
         assert torch.equal(network.module.train(training)(x), module.train(training)(x))
 
 
+class Bent(nn.Module):
+    """A nonlinearity of somebody's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x)
+
+
+def test_a_fused_nonlinearity_of_any_class_is_one_once_it_is_split_off() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 1), NormAct(4, Bent()), nn.Conv2d(4, 4, 1), NormAct(4, Bent())
+    )
+    outcome = n2nfx.Pipeline([N2NSkip(ratio=0.5, hops=(1,))])(n2nfx.trace(module, IMAGE))
+    assert len(outcome.network.skips) == 2
+    assert n2nfx.channel_graph(outcome.network).hubs == ()
+
+
 def test_a_fused_nonlinearity_with_weights_stays_inside_and_its_target_is_refused() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), NormAct(4, nn.PReLU(4)))
     network = n2nfx.trace(module, IMAGE)

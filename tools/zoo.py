@@ -2,20 +2,17 @@
 
     python tools/zoo.py --families --out zoo.jsonl             one model of every family
     python tools/zoo.py --names 'timm:resnet*' --out zoo.jsonl all that a pattern names
-    python tools/zoo.py --report zoo.jsonl > docs/zoo.md       the table
 
 A sweep goes on where it was stopped: names that the file has are not run again, except with
---again those that failed.
+--again those that failed. `tools/zoo_report.py` makes a table of such files.
 """
 
 import argparse
 import json
 import multiprocessing
-import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +34,7 @@ class Effort:
     limit: float  # seconds
     most: float  # multiply-adds of a forward whose numbers are compared
     gradients: bool
+    blank: bool  # weights have no data
 
 
 def sweep(names: Sequence[str], out: Path, jobs: int, effort: Effort, again: bool) -> None:
@@ -90,7 +88,7 @@ def run(name: str, effort: Effort) -> Row:
 def _work(name: str, effort: Effort, sender: Any) -> None:
     import zoo_check
 
-    sender.send(zoo_check.check(name, effort.most, effort.gradients))
+    sender.send(zoo_check.check(name, effort.most, effort.gradients, effort.blank))
 
 
 def _family(name: str) -> str:
@@ -118,103 +116,6 @@ def expand(patterns: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# The report
-
-
-def report(rows: Sequence[Row]) -> str:
-    """The table of a sweep, as Markdown."""
-    failed = [row for row in rows if row["status"] != "ok"]
-    parts = [
-        "# Models that n2nfx operates on\n",
-        "Made by `python tools/zoo.py --report`, from a sweep by the same tool; each model is "
-        "checked as `tools/zoo_check.py` says: traced in evaluation and training, compared with "
-        "the original at a batch size that was not traced, its weights all reached, pruned to the "
-        "exact budget, skips spliced, and the outputs the same bits where these are zero.\n",
-        _summary(rows),
-        "## Failures\n",
-        "\n".join(f"* `{row['name']}`, at {row['stage']}: {row['reason']}" for row in failed)
-        or "None.",
-        "\n## Not prunable, or kept whole\n",
-        "\n".join(f"* `{row['name']}`: {note}" for row in rows for note in row.get("notes", ()))
-        or "None.",
-        "\n## Without skips\n",
-        "\n".join(f"* `{row['name']}`: {row['spliced']}" for row in rows if _without_skips(row))
-        or "None.",
-        "\n## Pairs of layers that no skip joins\n",
-        _refusals(rows),
-        "\n## Every model\n",
-        _table(rows),
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _without_skips(row: Row) -> bool:
-    return isinstance(row.get("spliced"), str)  # then it is the reason
-
-
-def _summary(rows: Sequence[Row]) -> str:
-    fine = [row for row in rows if row["status"] == "ok"]
-    families = {row["family"] for row in rows}
-    whole = [f for f in families if all(r["status"] == "ok" for r in rows if r["family"] == f)]
-    legal, pairs = (
-        sum(sum(row.get(key, {}).values()) for row in rows) for key in ("legal", "pairs")
-    )
-    twins = sum(row.get("twins", 0) for row in rows)
-    traced = [row["trace_ms"] for row in rows if "trace_ms" in row]
-    exact = sum(row.get("compared") == "numbers" for row in fine)
-    return (
-        f"**{len(fine)} of {len(rows)} models pass, in {len(whole)} of {len(families)} families.** "
-        f"{exact} were compared in numbers, to the last bit, the others in shapes, because one "
-        f"forward of theirs costs too much. {sum(row.get('layers', 0) for row in rows):,} layers; "
-        f"{legal:,} of {pairs:,} pairs of layers 2 or 3 apart can have a skip "
-        f"({legal / max(pairs, 1):.1%}), and {twins:,} more would have the very branch of one of "
-        f"these. Tracing takes {statistics.median(traced):.0f} ms in the "
-        f"median, on one core.\n"
-    )
-
-
-def _refusals(rows: Sequence[Row]) -> str:
-    reasons: Counter[str] = Counter()
-    for row in rows:
-        for reason, count in row.get("refused", {}).items():
-            reasons[_general(reason)] += count
-    lines = [f"* {count:,}: {reason}" for reason, count in reasons.most_common(20)]
-    return "\n".join(lines) or "None."
-
-
-def _general(reason: str) -> str:
-    """A reason without what it says of one pair only."""
-    words = [("N" if any(c.isdigit() for c in w) or "." in w else w) for w in reason.split()]
-    return " ".join(words)
-
-
-def _table(rows: Sequence[Row]) -> str:
-    head = (
-        "| family | model | layers | weights | graphs | any size | compared | eval | train "
-        "| skips (of pairs) | trace ms | status |\n" + "|---" * 12 + "|"
-    )
-    return "\n".join([head, *(_line(row) for row in sorted(rows, key=lambda r: r["family"]))])
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    legal, pairs = (sum(row.get(key, {}).values()) for key in ("legal", "pairs"))
-    cells = [
-        row["family"],
-        row["name"].partition(":")[2],
-        row.get("layers", ""),
-        f"{row['weights']:,}" if "weights" in row else "",
-        row.get("graphs", ""),
-        "" if "any_size" not in row else "yes" if row["any_size"] else "no",
-        row.get("compared", ""),
-        row.get("eval", ""),
-        row.get("train", ""),
-        f"{legal} ({pairs})",
-        row.get("trace_ms", ""),
-        row["status"],
-    ]
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--families", action="store_true", help="one model of every family")
@@ -226,14 +127,13 @@ def main() -> None:
         "--most", type=float, default=2e10, help="multiply-adds of a forward compared in numbers"
     )
     parser.add_argument("--no-gradients", action="store_true", help="compare no backward")
+    parser.add_argument(
+        "--blank", action="store_true", help="weights without data, for what does not fit"
+    )
     parser.add_argument("--again", action="store_true", help="run again what failed")
-    parser.add_argument("--report", type=Path, help="print the table of a file, and run nothing")
     asked = parser.parse_args()
-    if asked.report:
-        print(report(read(asked.report)), end="")
-        return
     patterns = [*asked.names, *([str(FAMILIES)] if asked.families else [])]
-    effort = Effort(asked.limit, asked.most, not asked.no_gradients)
+    effort = Effort(asked.limit, asked.most, not asked.no_gradients, asked.blank)
     sweep(expand(patterns), asked.out, asked.jobs, effort, asked.again)
 
 

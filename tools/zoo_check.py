@@ -16,7 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import timm
 import torch
+import torchvision
 import zoo_detectors
 from torch import Tensor, nn
 
@@ -63,18 +65,20 @@ def family(name: str) -> str:
     return "n2nfx:zoo"
 
 
-def check(name: str, most: float = 2e10, gradients: bool = True) -> Row:
+def check(name: str, most: float = 2e10, gradients: bool = True, blank: bool = False) -> Row:
     """Check one model; the row's `status` is "ok" or "failed", then with `stage` and `reason`.
 
     Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
-    compared instead, which the row says; not of a detector, whose shapes depend on numbers.
+    compared instead, which the row says; not of a detector, whose shapes depend on numbers. With
+    `blank`, the weights of an image model have no data, so that nothing of it is too large: it
+    is traced, shapes are compared, and pairs of layers are counted.
     """
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with _no_fast_path():
-                _check(row, most, gradients)
+                _check_blank(row) if blank else _check(row, most, gradients)
             del row["stage"]
         except Exception as error:
             told = str(error).strip().splitlines()
@@ -112,23 +116,30 @@ def _check(row: Row, most: float, gradients: bool) -> None:
     _operate(row, network, calls)
 
 
+def _check_blank(row: Row) -> None:
+    zoo, _, plain = row["name"].partition(":")
+    make = timm.create_model if zoo == "timm" else torchvision.models.get_model
+    with torch.device("meta"):
+        model, row["build_ms"] = _timed(lambda: make(plain))
+    size = model.pretrained_cfg["input_size"] if zoo == "timm" else (3, 224, 224)
+    example = torch.zeros(1, *size)
+    network = _recorded(row, model, example)
+    row["stage"] = "same"
+    row["compared"] = "shapes, without data"
+    _same_shapes(model, network)
+    row["stage"] = "skips"
+    _count_pairs(row, network)
+
+
 def _traced(row: Row, most: float, gradients: bool) -> tuple[Network, "Calls | None"]:
     """The network, which does what the model does, and calls of it, if numbers were compared.
 
     The model itself is let go: each copy of a large one takes gigabytes.
     """
     original, example, row["build_ms"] = _built(row["name"])
-    row["stage"] = "trace"
-    network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), example))
-    # Whoever builds it again gets other weights, so that those of a file cannot be these by chance.
-    network = replace(network, origin=Origin(row["name"], seed=1))
-    _describe(row, network)
+    network = _recorded(row, original, example)
     row["stage"] = "careful"
     _same_with_fake_tensors(original, example, network)
-    row["stage"] = "reach"
-    row["hidden"], row["unused"] = _unreached(original, network)
-    if row["hidden"]:
-        raise Fails(f"weights that no layer has: {', '.join(row['hidden'][:5])}")
     row["stage"] = "same"
     numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
@@ -138,6 +149,20 @@ def _traced(row: Row, most: float, gradients: bool) -> tuple[Network, "Calls | N
     else:
         _same_numbers(row, original, network.module, calls, gradients)
     return network, calls
+
+
+def _recorded(row: Row, original: nn.Module, example: models.Example) -> Network:
+    """A copy of a model traced, which reaches all its weights."""
+    row["stage"] = "trace"
+    network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), example))
+    # Whoever builds it again gets other weights, so that those of a file cannot be these by chance.
+    network = replace(network, origin=Origin(row["name"], seed=1))
+    _describe(row, network)
+    row["stage"] = "reach"
+    row["hidden"], row["unused"] = _unreached(original, network)
+    if row["hidden"]:
+        raise Fails(f"weights that no layer has: {', '.join(row['hidden'][:5])}")
+    return network
 
 
 def _built(name: str) -> tuple[nn.Module, models.Example, int]:

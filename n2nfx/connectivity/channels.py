@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 from torch.nn import functional
 
+from n2nfx.connectivity.constants import constant_at
 from n2nfx.connectivity.moves import Unfollowed
 from n2nfx.connectivity.relations import ChannelMap, Every, Pairs, Relation
 from n2nfx.connectivity.rules import Call, Rule, in_place, live_values, rule_of
@@ -180,6 +181,7 @@ class _Walk:
             args=map_arg(node.args, self.values.__getitem__),
             kwargs=map_arg(node.kwargs, self.values.__getitem__),
             shape=self._shape(spec) if _is_tensor(spec) else None,
+            constant=lambda read: constant_at(self._module, read),
         )
 
     def _is_read_by_linear(self, node: fx.Node) -> bool:

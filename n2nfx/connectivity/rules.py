@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.node import map_aggregate
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate, map_arg
 
-from n2nfx.connectivity.moves import move
+from n2nfx.connectivity.moves import Unfollowed, move
 from n2nfx.connectivity.values import Loom, Value, broadcasts
 from n2nfx.tracing.ops import kind_of, name_of
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One node: its arguments as values, and its shape where it gives one tensor."""
+    """One node: its arguments as values, and its shape where it gives one tensor.
+
+    `constant` gives the tensor of a node that depends on no input.
+    """
 
     loom: Loom
     node: fx.Node
@@ -29,6 +32,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     shape: tuple[int, ...] | None
+    constant: Callable[[fx.Node], Tensor | None]
 
     @property
     def values(self) -> list[Value]:
@@ -138,10 +142,21 @@ def in_place(call: Call) -> Any:
 
 
 def _indexed(call: Call) -> Any:
-    """A move, unless a tensor says where to."""
+    """A move, unless a tensor that depends on the input says where to."""
+
+    def content(node: fx.Node) -> Any:
+        found = call.constant(node)
+        if found is None:
+            raise Unfollowed
+        return found
+
     index = call.args[1]
+    if live_values(index):
+        return None
     where = index if isinstance(index, tuple | list) else (index,)
-    return None if any(isinstance(item, Value) for item in where) else _moved(call)
+    if any(isinstance(item, Value) for item in where):
+        index = map_arg(call.node.args[1], content)
+    return _moved(replace(call, args=(call.args[0], index)))
 
 
 def _padded(call: Call) -> Any:
@@ -243,13 +258,15 @@ def _multiplied(call: Call) -> Any:
 
 
 def _attended(call: Call) -> Any:
-    """Each query's mixture of the values, weighed by all keys."""
+    """Each query's mixture of the values, weighed by all keys, and by a bias of its own."""
     names = ("query", "key", "value")
     query, key, value = (call.argument(place, name) for place, name in enumerate(names))
-    shape, loom = call.shape, call.loom
-    if shape is None or not set(call.values) <= {query, key, value}:
+    shape, loom, bias = call.shape, call.loom, call.argument(3, "attn_mask")
+    if shape is None or not set(call.values) <= {query, key, value, bias}:
         return None
     weights = [loom.reduced(query, (-1,)), loom.reduced(key, (-1, -2))]
+    if isinstance(bias, Value):
+        weights.append(loom.reduced(bias, (-1,)))
     read = loom.reduced(value, (-2,))
     if not all(broadcasts(one, shape) for one in (*weights, read)):
         return None

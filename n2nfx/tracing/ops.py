@@ -69,6 +69,8 @@ _OUT_OF_PLACE = {
 
 def kind_of(module: fx.GraphModule, node: fx.Node) -> Kind:
     """What a node does to the activation it reads; `fused` is a norm with its activation inside."""
+    if node.meta.get("is_activation"):  # whatever its class
+        return "activation"
     if node.op == "call_module":
         return _kind_of_module(module.get_submodule(str(node.target)))
     name = name_of(node)
