@@ -13,6 +13,8 @@ import torch
 import zoo_check
 
 FAMILIES = Path(__file__).with_name("families.txt").read_text().split()
+# The smallest of its family, and too large for several copies beside other tests.
+WITHOUT_DATA = ("timm:deepseek_vit_412m",)
 # The most multiply-adds of a forward whose numbers are compared here; `tools/zoo.py` goes further.
 MOST = 6e8
 
@@ -45,7 +47,7 @@ def check(name: str) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        row = zoo_check.check(name, MOST, gradients=True)
+        row = zoo_check.check(name, MOST, gradients=True, blank=name in WITHOUT_DATA)
     finally:
         torch.set_num_threads(threads)
     assert row["status"] == "ok", f"at {row['stage']}: {row['reason']} ({row['where']})"
