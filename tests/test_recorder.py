@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
+from n2nfx.tracing.inventory import Inventory
 from n2nfx.tracing.recorder import Recorder
 from n2nfx.tracing.tape import Entry, InputDevice, Ref, Spec, Tape
 
@@ -29,7 +30,7 @@ def _fake() -> Iterator[None]:
 
 def recorded(model: nn.Module, *shapes: tuple[int, ...]) -> Tape:
     inputs = {f"x{index}": torch.empty(shape) for index, shape in enumerate(shapes or [(2, 4)])}
-    return Recorder(model).run(inputs)
+    return Recorder(model, Inventory.of(model)).run(inputs)
 
 
 def steps(body: Forward, *shapes: tuple[int, ...], **parts: Any) -> list[Entry]:
@@ -192,7 +193,7 @@ def test_the_projections_of_attention_are_seen() -> None:
 def test_inputs_can_go_by_name() -> None:
     model = Model(lambda _m, *, left, right: left - right)
     inputs = {"right": torch.empty(2), "left": torch.empty(2)}
-    sub = Recorder(model).run(inputs, by_name=True).entries[2]
+    sub = Recorder(model, Inventory.of(model)).run(inputs, by_name=True).entries[2]
     assert sub.args == (Ref(1), Ref(0))
 
 
@@ -295,7 +296,7 @@ class Broken(nn.Module):
 
 @contextmanager
 def broken(model: nn.Module) -> Iterator[Recorder]:
-    recorder = Recorder(model)
+    recorder = Recorder(model, Inventory.of(model))
     with pytest.raises(ValueError, match="half-way"):
         recorder.run({"x": torch.empty(2, 5, 4)})
     yield recorder

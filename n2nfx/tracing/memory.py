@@ -31,6 +31,7 @@ class Memory:
             for path, module in model.named_modules()
         ]
         self._state = [*model.named_parameters(), *model.named_buffers()]
+        self._modes: list[tuple[nn.Module, bool]] = []
 
     def put_back(self) -> None:
         """Let the model be as it was: what one run leaves (a cache), no other finds."""
@@ -45,6 +46,14 @@ class Memory:
                 now, then = attributes.get(name), before.get(name)
                 if now is not then and name != "training" and not _same(now, then):
                     yield Change(path, name, not (_holds_tensor(now) or _holds_tensor(then)))
+
+    def keep_modes(self, model: nn.Module) -> None:
+        """Remember which modules are in training."""
+        self._modes = [(module, module.training) for module in model.modules()]
+
+    def modes_are_kept(self) -> bool:
+        """Whether no run has changed that."""
+        return all(module.training is mode for module, mode in self._modes)
 
     def versions(self) -> dict[str, int]:
         """How often each parameter and buffer was changed in place."""

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from n2nfx.errors import CannotOperate
 from n2nfx.tracing.devices import RealDevice
 from n2nfx.tracing.foreign import foreign_calls_report, grad_mode_is_asked_for
-from n2nfx.tracing.leaves import is_leaf
+from n2nfx.tracing.inventory import Inventory
 from n2nfx.tracing.scribe import Arguments, Scribe
 from n2nfx.tracing.shapes import of_call, of_module
 from n2nfx.tracing.tape import Op, Tape, is_inside
@@ -56,15 +56,16 @@ class Fault:
 class Recorder(TorchFunctionMode):
     """One run of a (fake) model, written on a tape. A recorder is used once.
 
-    `wholes` are the paths of modules to keep whole, with the faults that are the reason; those
-    that this run finds are added. `really` runs a module where fake tensors do not do; without it
-    nothing new is kept whole, and what cannot be traced is an error. `device` is where the model
-    really is, and what it is told where it asks.
+    `inventory` is the model's as it is now. `wholes` are the paths of modules to keep whole, with
+    the faults that are the reason; those that this run finds are added. `really` runs a module
+    where fake tensors do not do; without it nothing new is kept whole, and what cannot be traced is
+    an error. `device` is where the model really is, and what it is told where it asks.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        inventory: Inventory,
         wholes: dict[str, Fault] | None = None,
         really: Really | None = None,
         device: RealDevice | None = None,
@@ -72,13 +73,14 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.fault: Fault | None = None
         self._model = model
+        self._inventory = inventory
         self._wholes = {} if wholes is None else wholes
         self._really = really
         self._paused = False
         self._witness: Witness | None = None
         self._device = device or RealDevice(torch.device("cpu"))
         self._autocast = False
-        self._scribe = Scribe(model, self._device.real)
+        self._scribe = Scribe(inventory.tensors, self._device.real)
         self._met: list[Exception] = []
 
     def run(
@@ -114,7 +116,7 @@ class Recorder(TorchFunctionMode):
 
         Only where that matters: a cache, neither saved nor read before it is made anew, does not.
         """
-        for name, tensor in self._scribe.attributes:
+        for name, tensor in self._inventory.tensors:
             matters = id(tensor) in state or self._scribe.has_read(tensor)
             if not matters or operator.attrgetter(name)(self._model) is tensor:
                 continue
@@ -241,14 +243,14 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def _modules_report(self) -> Iterator[None]:
         """Let every module of the model report its own calls while it runs."""
-        for name, module in self._model.named_modules():
+        for name, module in self._inventory.modules:
             report = Reporting(self._forward, module, name, module.forward)
             report.own = vars(module).get("forward")
             vars(module)["forward"] = report
         try:
             yield
         finally:
-            for module in self._model.modules():
+            for _, module in self._inventory.modules:
                 own = vars(module).pop("forward").own
                 if own is not None:
                     vars(module)["forward"] = own
@@ -271,7 +273,7 @@ class Recorder(TorchFunctionMode):
         with self._meeting():
             if name in self._wholes:
                 result = self._keep_whole(module, name, forward, (args, kwargs))
-            elif name and is_leaf(module):
+            elif name and id(module) in self._inventory.leaves:
                 result = self._call_leaf(module, name, forward, (args, kwargs))
             else:
                 result = self._go_through(module, name, forward, (args, kwargs))

@@ -5,13 +5,13 @@ and what it does to them is still written down as done to them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from n2nfx.errors import CannotOperate
 from n2nfx.tracing.tape import Built, Entry, InputDevice, Op, Ref, Tape
@@ -36,20 +36,22 @@ class Mark:
 
 
 class Scribe:
-    """The tape of one run; `scope` are the modules that the run is in, outermost first."""
+    """The tape of one run of a model that has `held` tensors.
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    `scope` are the modules that the run is in, outermost first.
+    """
+
+    def __init__(self, held: Sequence[tuple[str, Tensor]], device: torch.device) -> None:
         self.tape = Tape()
         self.scope: list[str] = [""]
-        self.attributes = _attributes(model)
         self._device = device
-        self._names = {id(tensor): name for name, tensor in self.attributes}
-        self._versions = {id(tensor): tensor._version for _, tensor in self.attributes}
+        self._names = {id(tensor): name for name, tensor in held}
+        self._versions = {id(tensor): tensor._version for _, tensor in held}
         self._refs: dict[int, Ref] = {}
         self._journal: list[tuple[int, Ref | None]] = []
         self._detached: dict[Ref, Ref] = {}
         # The list keeps the tensors alive, so that no id is used twice.
-        self._alive = [tensor for _, tensor in self.attributes]
+        self._alive = [tensor for _, tensor in held]
 
     def write(
         self, op: Op, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -178,15 +180,3 @@ class Scribe:
             entry = Entry("call_method", "detach", (ref,), {}, specs(tensor), self.scope[-1])
             self._detached[ref] = self.tape.write(entry)
         return self._detached[ref]
-
-
-def _attributes(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters, buffers and plain tensor attributes with their paths; the first path of tied."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for prefix, module in model.named_modules():
-        tables = (module._parameters, module._buffers, vars(module))
-        for name, value in (item for table in tables for item in table.items()):
-            if isinstance(value, Tensor):
-                path = f"{prefix}.{name}" if prefix else name
-                found.setdefault(id(value), (path, value))
-    return list(found.values())

@@ -22,6 +22,7 @@ from n2nfx.tracing.fake import (
     quiet,
     random_untouched,
 )
+from n2nfx.tracing.inventory import Inventory
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.memory import Change, Memory
 from n2nfx.tracing.partcall import AnyCall
@@ -57,6 +58,8 @@ class Stage:
         self.mode = mode  # the context that its tensors live in
         self.where = where  # the device that its inputs are made on
         self._memory = Memory(copied)
+        self._inventory = Inventory.of(copied)
+        self._untouched: bool | None = None  # the mode in which nothing was changed since
 
     def record(
         self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None
@@ -66,16 +69,29 @@ class Stage:
         Raises `Stopped` with the place where it fails, and `KeepsState` where a second run would
         do something else.
         """
+        self._set_back(run.training)
         before = self._memory.versions()
-        try:
-            tape = self._run(call, run, wholes, really)
-            kept = [c for c in self._memory.changes() if not _is_in_any(c.owner, wholes)]
-            if kept:
-                written = self._memory.written(before)
-                self._refuse_state(kept, tape, written, partial(self._run, call, run, wholes, None))
-            return tape
-        finally:
+        tape = self._run(call, run, wholes, really, self._inventory)
+        changes = [*self._memory.changes()]
+        kept = [change for change in changes if not _is_in_any(change.owner, wholes)]
+        if kept:
+            written = self._memory.written(before)
+            self._refuse_state(kept, tape, written, partial(self._again, call, run, wholes))
+        if not changes and self._memory.modes_are_kept():
+            self._untouched = run.training
+        return tape
+
+    def _set_back(self, training: bool) -> None:
+        """Let the model be in a mode as it was at first, if it is not."""
+        if self._untouched is not training:
             self._memory.put_back()
+            self._memory.keep_modes(self.model.train(training))
+        self._untouched = None
+
+    def _again(self, call: AnyCall, run: Run, wholes: dict[str, Fault]) -> Tape:
+        """A run of the model as the last one left it."""
+        self.model.train(run.training)
+        return self._run(call, run, wholes, None, Inventory.of(self.model))
 
     def _refuse_state(
         self, kept: list[Change], first: Tape, written: set[str], again: Callable[[], Tape]
@@ -103,9 +119,14 @@ class Stage:
         )
 
     def _run(
-        self, call: AnyCall, run: Run, wholes: dict[str, Fault], really: Really | None
+        self,
+        call: AnyCall,
+        run: Run,
+        wholes: dict[str, Fault],
+        really: Really | None,
+        inventory: Inventory,
     ) -> Tape:
-        recorder = Recorder(self.model.train(run.training), wholes, really, self.device)
+        recorder = Recorder(self.model, inventory, wholes, really, self.device)
         try:
             with self.mode:
                 blanks = call.blanks(run.batch, run.grown, self.where)
