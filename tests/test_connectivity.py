@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import OPERATIONS, through_a_view
+from operations import OPERATIONS, deep_index, through_a_view
 from samples import Model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -327,7 +327,8 @@ HUBS: dict[str, Callable[[Tensor], Tensor]] = {
         x.float().view(torch.int32).view(torch.float32).to(torch.float64)
     ),
     "sort": lambda x: x.sort(dim=1).values,
-    "gather": lambda x: x[:, torch.arange(11, -1, -1)],
+    "gather": lambda x: x[:, x.mean((0, 2, 3)).argsort()],
+    "deep index": deep_index,
     "view": through_a_view,
     "windows of channels": lambda x: (
         functional.avg_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)

@@ -39,6 +39,7 @@ from n2nfx.wiring import Options, find_branches
 BATCH = 3  # one that tracing itself never uses
 HOPS = (2, 3)
 DENSITY, RATIO = 0.1, 0.2
+_NEARLY = 1e-3  # of the largest output
 ROOM = 1e8  # weights that branches may hold together, as they lie in dense tensors
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -447,13 +448,24 @@ def _examples_stay_apart(spliced: Network, calls: Calls) -> None:
     inputs = calls.evaluation[0]
     if not all(isinstance(value, Tensor) for value in inputs):
         return  # a detector's images are apart: a list
+    apart = _apart(spliced.module, inputs)
+    if apart > _NEARLY:  # in single precision; rounding alone may do that in a deep network
+        exact = tuple(v.double() if v.is_floating_point() else v for v in inputs)
+        apart = _apart(copy.deepcopy(spliced.module).double(), exact)
+    if apart > _NEARLY:
+        raise Fails(f"branches mix the examples of a batch: {apart:.1e} apart")
+
+
+def _apart(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """How far outputs are from those of the examples in another order, beside the largest."""
     turned = tuple(value.flip(0) for value in inputs)
-    one, other = (_effects(spliced.module, [each], False, False) for each in (inputs, turned))
+    one, other = (_effects(module, [each], False, False) for each in (inputs, turned))
+    apart = [0.0]
     for key, value in one.items():
         if key.startswith("output") and value.is_floating_point() and len(value) == BATCH:
             value, again = value.nan_to_num(), other[key].flip(0).nan_to_num()
-            if (value - again).abs().max() > 1e-3 * value.abs().max():
-                raise Fails(f"branches mix the examples of {key}")
+            apart.append(float((value - again).abs().max() / value.abs().max().clamp_min(1e-30)))
+    return max(apart)
 
 
 def _zeroed_branches_are_silent(spliced: Network, reference: Network, calls: Calls) -> None:

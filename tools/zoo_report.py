@@ -6,6 +6,7 @@ Of a model that several files have, the last row counts.
 """
 
 import argparse
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ def report(rows: Sequence[Row]) -> str:
         "## Failures\n",
         _list(f"`{r['name']}`, at {r['stage']}: {r['reason']}" for r in rows if not _fine(r)),
         "## Not prunable, or kept whole\n",
-        _list(f"`{row['name']}`: {note}" for row in rows for note in row.get("notes", ())),
+        _list(f"`{row['name']}`: {_told(note)}" for row in rows for note in row.get("notes", ())),
         "## Without skips\n",
         _list(f"`{row['name']}`: {_without_skips(row)}" for row in rows if _without_skips(row)),
         "## Pairs of layers that no skip joins\n",
@@ -53,7 +54,12 @@ def _fine(row: Row) -> bool:
 
 
 def _list(lines: Iterable[str]) -> str:
-    return "\n".join(f"* {line}" for line in lines) + "\n" or "None.\n"
+    return ("\n".join(f"* {line}" for line in lines) or "None.") + "\n"
+
+
+def _told(note: str) -> str:
+    """A note without where this machine has its packages."""
+    return re.sub(r"/\S*/site-packages/", "", note)
 
 
 def _pairs(row: Row) -> tuple[int, int]:
@@ -83,8 +89,8 @@ def _summary(rows: Sequence[Row]) -> str:
         f"families.** {compared['numbers']:,} were compared in numbers, to the last bit, "
         f"{compared['shapes']:,} in shapes, because one forward of theirs costs too much here, and "
         f"{compared['shapes, without data']:,} in shapes and with weights that have no data, "
-        f"because several copies of them do not fit into 24 GB; these were traced and their pairs "
-        f"counted. The other {saved:,} were also pruned, spliced, saved and loaded again.\n\n"
+        f"because several copies of them take too much memory or time; these were traced and their "
+        f"pairs counted. The other {saved:,} were also pruned, spliced, saved and loaded again.\n\n"
         f"{sum(row.get('layers', 0) for row in rows):,} layers; {legal:,} of {pairs:,} pairs of "
         f"layers 2 or 3 apart can have a skip ({legal / max(pairs, 1):.1%}), and {twins:,} more "
         f"would have the very branch of one of these.\n"
