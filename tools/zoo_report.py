@@ -192,7 +192,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("agg")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.6), dpi=110, layout="constrained")
     _scatter(left, rows, "nodes", STEPS[:1], "tracing")
-    _scatter(right, rows, "weights", STEPS, "tracing, pruning, skips, saving, loading")
+    _scatter(right, rows, "weights", STEPS, "the whole pipeline")
     figure.savefig(path)
 
 

@@ -31,7 +31,7 @@ _ARITHMETIC = {
 }
 
 
-def of_module(module: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+def of_module(module: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What a call of a module gives, or None where it has to be made."""
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
@@ -106,6 +106,25 @@ def _linear(input: Tensor, weight: Any = None, bias: Any = None, **more: Any) ->
     return _contiguous(input[..., :1].expand(*input.shape[:-1], out))
 
 
+def _lstm(module: Any, value: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+    """Outputs and last states, from states of zero; torch would go through it step by step."""
+    fits = value.dim() == 3 and value.numel() > 0 and value.shape[-1] == module.input_size
+    if not fits or module.proj_size or not _same_dtype(module.weight_ih_l0, value):
+        return None
+    ways = 2 if module.bidirectional else 1
+    states = ways * module.num_layers, value.shape[0 if module.batch_first else 1]
+    one = value.flatten()[:1]
+    outputs, *last = (
+        _contiguous(one.expand(*places, width))
+        for places, width in (
+            (value.shape[:-1], ways * module.hidden_size),
+            (states, module.hidden_size),
+            (states, module.hidden_size),
+        )
+    )
+    return outputs, (last[0], last[1])
+
+
 def _pointwise(input: Tensor, *more: Any, **named: Any) -> Tensor | None:
     if more or "out" in named:
         return None
@@ -171,12 +190,13 @@ def _attention(
     return query.clone() if fits and _follow(query, key, value) else None
 
 
-_MODULES: dict[type, Callable[[Any, Tensor], Tensor | None]] = {
+_MODULES: dict[type, Callable[[Any, Tensor], Any]] = {
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(_ACTIVATIONS, _activation),
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.Linear: _linear_layer,
+    nn.LSTM: _lstm,
 }
 _FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys(_POINTWISE, _pointwise),
