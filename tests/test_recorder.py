@@ -171,6 +171,47 @@ def test_numbers_of_numpy_become_numbers_of_python() -> None:
     assert [type(entry.args[1]) for entry in found] == [int, float]
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: x.shape[0],
+        lambda x: x.size(0),
+        lambda x: x.size(),
+        lambda x: len(x),
+        lambda x: x.numel(),
+        lambda x: torch.numel(x),
+        lambda x: x.nbytes,
+        lambda x: x.T.shape,
+        lambda x: x.stride(),
+        lambda x: x.is_contiguous(),
+        lambda x: x.untyped_storage(),
+        lambda x: torch.broadcast_shapes(x.shape, (1, 1)),
+        lambda x: x.unbind(0),
+        lambda x: list(x),
+        lambda x: x.split(1),
+        lambda x: functional.pad(x, (0, x.shape[1])),
+        lambda x: repr(x),
+    ],
+)
+def test_a_forward_that_sees_a_size_is_known(ask: Forward) -> None:
+    tape = recorded(Model(lambda m, x: (ask(x), x + 1)[1]))
+    assert tape.asked
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: x.flatten(1).relu(),
+        lambda m, x: m.layer(x) if x.dim() == 2 and x.ndim == 2 else x,
+        lambda m, x: x + torch.ones(4, dtype=x.dtype, device=x.device),
+        lambda m, x: functional.adaptive_avg_pool1d(x[None], 1) if x.is_floating_point() else x,
+        lambda m, x: x.clone().__setitem__((slice(None), 0), 1.0) or x * 2,
+    ],
+)
+def test_a_forward_that_sees_no_size_is_known_too(body: Forward) -> None:
+    assert not recorded(Model(body, layer=nn.Linear(4, 4))).asked
+
+
 def test_elements_of_nested_results_are_known_by_their_path() -> None:
     def body(model: Any, x: Tensor) -> Tensor:
         _sequence, (_hidden, cell) = model.lstm(x)

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from torch import fx, nn
 
 from n2nfx.errors import CannotOperate
 from n2nfx.tracing.tape import Entry, InputDevice, Op, Ref, Spec, Tape
-from n2nfx.tracing.unify import BatchNumber, Run, Switched, unify
+from n2nfx.tracing.unify import BatchNumber, Confounded, Run, Switched, unify
 from n2nfx.tracing.writer import GraphWriter, ModeSwitch
 
 FOUR = [Run(training, batch) for training in (False, True) for batch in (2, 3)]
@@ -104,6 +105,18 @@ def test_a_switch_bridges_values_of_any_two_types(train: Any, eval: Any) -> None
 
 def test_a_number_of_both_batch_and_mode_is_refused() -> None:
     refuses(lambda run: run.batch if run.training else 1)
+
+
+def test_a_mode_is_told_from_a_batch_without_sharing_one_where_no_size_was_seen() -> None:
+    runs = [Run(False, 1), Run(False, 61), Run(True, 2)]
+    tapes = {run: tape(run, step(torch.mul, run.training)) for run in runs}
+    assert unify(tapes).entries[1].args[0] == Switched(train=True, eval=False)
+    tapes[runs[2]] = replace(tapes[runs[2]], asked=True)
+    with pytest.raises(Confounded):
+        unify(tapes)
+    both = Run(True, 61)
+    tapes[both] = tape(both, step(torch.mul, True))
+    assert unify(tapes).entries[1].args[0] == Switched(train=True, eval=False)
 
 
 def test_nan_is_the_same_as_nan() -> None:

@@ -12,18 +12,21 @@ class Inventory:
     """A model's modules and tensors by path, looked for once for many runs.
 
     `leaves` are the ids of the modules that are recorded as one call. `tensors` are parameters,
-    buffers and plain tensor attributes, tied ones under their first path.
+    buffers and plain tensor attributes, tied ones under their first path; `saved` are the ids of
+    those that a state dict has.
     """
 
     modules: tuple[tuple[str, nn.Module], ...]
     leaves: frozenset[int]
     tensors: tuple[tuple[str, Tensor], ...]
+    saved: frozenset[int]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Inventory":
         modules = tuple(model.named_modules())
         leaves = frozenset(id(module) for _, module in modules if is_leaf(module))
-        return cls(modules, leaves, tuple(_tensors(modules)))
+        saved = frozenset(map(id, model.state_dict(keep_vars=True).values()))
+        return cls(modules, leaves, tuple(_tensors(modules)), saved)
 
 
 def _tensors(modules: tuple[tuple[str, nn.Module], ...]) -> list[tuple[str, Tensor]]:

@@ -9,14 +9,14 @@ A module whose forward cannot be written down is one call of the graph: it is ke
 """
 
 import operator
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from n2nfx.errors import CannotOperate
@@ -33,6 +33,12 @@ from n2nfx.tracing.witness import Witness
 # Runs a module of the model on real tensors: its path, its arguments (fake), what to watch with.
 Really = Callable[[str, Arguments, bool], tuple[Any, Witness]]
 
+
+# What is known of a tensor of any size.
+_SIZELESS = {
+    *("dim", "ndim", "ndimension", "dtype", "device", "layout", "requires_grad", "__setitem__"),
+    *("is_floating_point", "is_complex", "is_cuda", "is_mkldnn", "is_nested", "is_sparse"),
+}
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -79,6 +85,8 @@ class Recorder(TorchFunctionMode):
         self._paused = False
         self._witness: Witness | None = None
         self._device = device or RealDevice(torch.device("cpu"))
+        self._kind = self._device.real.type
+        self._may_autocast = torch.amp.is_autocast_available(self._kind)
         self._autocast = False
         self._scribe = Scribe(inventory.tensors, self._device.real)
         self._met: list[Exception] = []
@@ -95,12 +103,11 @@ class Recorder(TorchFunctionMode):
         for name, value in inputs.items():
             default = (defaults[name],) if name in defaults else ()
             self._scribe.write("placeholder", name, default, {}, value)
-        state = set(map(id, self._model.state_dict(keep_vars=True).values()))
         try:
             with self._modules_report(), self._calls_unseen_report(), self:
                 result = self._model(**inputs) if by_name else self._model(*inputs.values())
             self._scribe.write("output", "output", (self._scribe.encode(result),), {}, None)
-            self._refuse_replaced(state)
+            self._refuse_replaced()
         except Exception as error:
             self._note(error)
             raise
@@ -111,13 +118,13 @@ class Recorder(TorchFunctionMode):
         if self.fault is None or self.fault.error is not error:
             self.fault = Fault(error, tuple(self._scribe.scope))
 
-    def _refuse_replaced(self, state: Container[int]) -> None:
+    def _refuse_replaced(self) -> None:
         """A graph assigns nothing, so what forward assigned would not be there at its next call.
 
         Only where that matters: a cache, neither saved nor read before it is made anew, does not.
         """
         for name, tensor in self._inventory.tensors:
-            matters = id(tensor) in state or self._scribe.has_read(tensor)
+            matters = id(tensor) in self._inventory.saved or self._scribe.has_read(tensor)
             if not matters or operator.attrgetter(name)(self._model) is tensor:
                 continue
             if not any(is_inside(name, whole) for whole in self._wholes):
@@ -136,8 +143,11 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        with self._meeting():
+        try:
             return self._torch_call(func, args, dict(kwargs or {}))
+        except Exception as error:
+            self._met.append(error)  # model code gets to see it, and may catch it
+            raise
 
     def _torch_call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -154,19 +164,12 @@ class Recorder(TorchFunctionMode):
             raise CannotOperate(f"assigning to the tensor attribute .{attribute} cannot be traced")
         if name == "register_hook":
             raise CannotOperate("a hook on a tensor cannot be traced, its graph would not have it")
+        if not isinstance(result, Tensor) and _asked_for(func, name) not in _SIZELESS:
+            self._scribe.tape.asked = True  # for a number, or for several tensors: how many?
         if name == "__setitem__" or any(True for _ in tensors(result)):
             result = self._scribe.own(result)
             self._scribe.write(*_call(func, name, args, kwargs, self._scribe.encode), result)
         return result
-
-    @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        """Remember the errors that model code gets to see, as it may catch them."""
-        try:
-            yield
-        except Exception as error:
-            self._met.append(error)
-            raise
 
     def _call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -177,7 +180,7 @@ class Recorder(TorchFunctionMode):
 
     def _shapes_do(self) -> bool:
         """Whether the shape of a result is all there is to it."""
-        return self._device.quick and torch.is_grad_enabled() and not self._autocast
+        return self._device.quick and is_grad_enabled() and not self._autocast
 
     def _refuse_contexts(self) -> None:
         """A graph has no contexts, so what one does to the calls inside would be lost."""
@@ -189,8 +192,7 @@ class Recorder(TorchFunctionMode):
             )
 
     def _autocasts(self) -> bool:
-        kind = self._device.real.type
-        return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return self._may_autocast and torch.is_autocast_enabled(self._kind)
 
     def _through_attention(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -233,10 +235,9 @@ class Recorder(TorchFunctionMode):
     def _refuse_to_tell(self) -> None:
         """Whether gradients are enabled is known when the graph runs, and not before."""
         if not self._paused:
-            with self._meeting():
-                raise CannotOperate(
-                    "it asks whether gradients are enabled, and a graph would keep the answer"
-                )
+            asked = "it asks whether gradients are enabled, and a graph would keep the answer"
+            self._met.append(CannotOperate(asked))
+            raise self._met[-1]
 
     # What module calls become.
 
@@ -270,13 +271,16 @@ class Recorder(TorchFunctionMode):
         if self._paused:
             return forward(*args, **kwargs)
         self._scribe.scope.append(name)  # stays there when the call fails, to say where it did
-        with self._meeting():
+        try:
             if name in self._wholes:
                 result = self._keep_whole(module, name, forward, (args, kwargs))
             elif name and id(module) in self._inventory.leaves:
                 result = self._call_leaf(module, name, forward, (args, kwargs))
             else:
                 result = self._go_through(module, name, forward, (args, kwargs))
+        except Exception as error:
+            self._met.append(error)
+            raise
         self._scribe.scope.pop()
         return result
 
@@ -295,7 +299,7 @@ class Recorder(TorchFunctionMode):
             if not getattr(module, "inplace", False):
                 result = self._scribe.own(result)
             self._scribe.write_call(name, encoded, result)
-            if not torch.is_grad_enabled() and _learns(module):
+            if not is_grad_enabled() and _learns(module):
                 self._scribe.detach(result)
         return result
 
@@ -339,7 +343,7 @@ class Recorder(TorchFunctionMode):
                 raise CannotOperate(f"{name} gives no tensor")
             result = self._scribe.own(result)
             self._scribe.write_call(name, encoded, result, witness)
-            if not torch.is_grad_enabled() and _learns(module):
+            if not is_grad_enabled() and _learns(module):
                 self._scribe.detach(result)
         return result
 
@@ -363,6 +367,11 @@ class Recorder(TorchFunctionMode):
             self._witness = None
 
 
+def _asked_for(func: Callable[..., Any], name: str) -> str:
+    """The name of an attribute of a tensor that is read, or of a function that is called."""
+    return func.__self__.__name__ if name == "__get__" else name  # type: ignore[attr-defined]
+
+
 def _learns(module: nn.Module) -> bool:
     """Whether a module has weights that get a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())
@@ -377,7 +386,7 @@ def _call(
 ) -> tuple[Op, Any, tuple[Any, ...], dict[str, Any]]:
     """The call as an fx node would make it."""
     if name == "__get__":
-        return "call_function", getattr, (encode(args[0]), func.__self__.__name__), {}  # type: ignore[attr-defined]
+        return "call_function", getattr, (encode(args[0]), _asked_for(func, name)), {}
     encoded = tuple(encode(arg) for arg in args), encode(kwargs)
     if not is_tensor_method_or_property(func):
         return "call_function", func, *encoded

@@ -110,12 +110,14 @@ class Scribe:
 
     def encode(self, value: Any) -> Any:
         """The value with every tensor replaced by its reference; refuses what cannot be written."""
+        if isinstance(value, Tensor):
+            return self._reference(value)
+        if type(value) is tuple:
+            return tuple(map(self.encode, value))
         if isinstance(value, np.generic):
             return value.item()
         if value is None or value is Ellipsis or isinstance(value, _CONSTANTS):
             return value
-        if isinstance(value, Tensor):
-            return self._reference(value)
         if isinstance(value, torch.device):
             return InputDevice() if value == self._device else value
         if isinstance(value, slice):

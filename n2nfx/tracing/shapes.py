@@ -1,9 +1,9 @@
 """What the commonest calls give where no value counts: a tensor of the right shape and dtype.
 
-Most of tracing would go into the shapes of norms, activations, sums and linear layers, which are
-plain to see. Every rule here is exact in shape and dtype, and gives None wherever it is not sure:
-then the call is made. Strides can differ from the real ones; where a `view` fails because of that,
-tracing is done again without these rules.
+Most of tracing would go into the shapes of convolutions, norms, activations, sums and linear
+layers, which are plain to see. Every rule here is exact in shape and dtype, and gives None wherever
+it is not sure: then the call is made. Strides can differ from the real ones; where a `view` fails
+because of that, tracing is done again without these rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ACTIVATIONS = (
     *(nn.GELU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
     *(nn.Mish, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.CELU, nn.SELU),
@@ -59,6 +60,27 @@ def _batch_norm(module: Any, value: Tensor) -> Tensor | None:
     module._check_input_dim(value)
     fits = value.shape[1] == module.num_features and value.is_contiguous()
     return value.clone() if fits else None
+
+
+def _convolution(module: Any, value: Tensor) -> Tensor | None:
+    axes = len(module.kernel_size)
+    fits = value.dim() == axes + 2 and value.shape[1] == module.in_channels
+    if not (fits and _same_dtype(module.weight, value) and value.is_contiguous()):
+        return None
+    sizes = [_places(module, axis, value.shape[axis + 2]) for axis in range(axes)]
+    if module.padding_mode != "zeros" or min(sizes) < 1:
+        return None
+    one = value[(slice(None), *[slice(1)] * (axes + 1))]
+    return _contiguous(one.expand(len(value), module.out_channels, *sizes))
+
+
+def _places(module: Any, axis: int, size: int) -> int:
+    """How often a kernel can be placed along an axis."""
+    if module.padding == "same":
+        return size
+    span = module.dilation[axis] * (module.kernel_size[axis] - 1)
+    padding = 0 if module.padding == "valid" else 2 * module.padding[axis]
+    return (size + padding - span - 1) // module.stride[axis] + 1
 
 
 def _group_norm(module: Any, value: Tensor) -> Tensor | None:
@@ -192,6 +214,7 @@ def _attention(
 
 _MODULES: dict[type, Callable[[Any, Tensor], Any]] = {
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(_ACTIVATIONS, _activation),
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,

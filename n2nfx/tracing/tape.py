@@ -132,10 +132,13 @@ class Tape:
     """All entries of one run, in order.
 
     `visits` are the modules that were traced through, each with the number of entries before it.
+    `asked` says whether forward was told something that a size can have a part in; if it was not,
+    it does the same at every size.
     """
 
     entries: list[Entry] = field(default_factory=list)
     visits: list[tuple[int, str]] = field(default_factory=list)
+    asked: bool = False
 
     def write(self, entry: Entry) -> Ref:
         """Append an entry and give the reference to its value."""

@@ -25,13 +25,14 @@ from n2nfx.tracing.rootless import whole_root
 from n2nfx.tracing.sizes import fix_sizes
 from n2nfx.tracing.studio import Stopped, Studio, open_studio
 from n2nfx.tracing.tape import Tape, Visit, is_inside
-from n2nfx.tracing.unify import Parted, Run, unify
+from n2nfx.tracing.unify import Confounded, Parted, Run, unify
 from n2nfx.tracing.writer import GraphWriter
 
 # Three sizes tell a number that depends on the batch by a line (a * B + c) from any other (B // 2,
 # B % 2, B * B); two in each mode tell it from one that depends on the mode. Size 1 shows a forward
 # that treats a single example apart; not in training, where batch norm refuses it.
 _RUNS = (Run(False, 1), Run(False, 61), Run(True, 61))
+_BLIND = (Run(False, 1), Run(False, 61))  # where forward sees no size, only the mode can matter
 _LAST = Run(True, 2)
 _ALONE = (Run(False, 7), Run(True, 7))  # the third sizes, where each mode has a graph of its own
 
@@ -94,13 +95,14 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
     _refuse_taken_names(model)
     _refuse_masks_at_work(model)
     make_copyable(model)
-    with _uncollected(), redirect_stdout(sys.stderr), open_studio(model, call, quick) as studio:
-        try:
-            graphs = _graphs(studio)
-        except Stopped as stopped:
-            graphs = _whole(studio, stopped.fault, named(model, example))
-    traced = _traced(studio, graphs, quick)
-    layers, notes = find_layers(traced.module)
+    with _uncollected():
+        with redirect_stdout(sys.stderr), open_studio(model, call, quick) as studio:
+            try:
+                graphs = _graphs(studio)
+            except Stopped as stopped:
+                graphs = _whole(studio, stopped.fault, named(model, example))
+        traced = _traced(studio, graphs, quick)
+        layers, notes = find_layers(traced.module)
     notes = (*_notes(traced.wholes, traced.module, layers), *notes)
     return Network(module=traced.module, layers=layers, inputs=call.inputs, notes=notes)
 
@@ -186,10 +188,13 @@ def _part(child: nn.Module, call: PartCall | None, quick: bool) -> _Traced | Non
 
 def _graphs(studio: Studio) -> tuple[_Recorded, ...]:
     """One graph for both modes, or one for evaluation and one for training."""
+    runs = _RUNS if studio.record(_RUNS[0]).asked else _BLIND
     while True:
-        tapes = _settled(studio, _RUNS)
+        tapes = _settled(studio, runs)
         try:
             return (_with_last(studio, tapes, _LAST),)
+        except Confounded:  # in training it sees some
+            runs = _RUNS
         except Parted as parted:
             if parted.cause == "mode":
                 break

@@ -108,6 +108,10 @@ class Disagreement(Exception):
     """Two tapes differ in a way that no number or switch can bridge."""
 
 
+class Confounded(Exception):
+    """What comes of the mode may come of the batch: no size was recorded in both modes."""
+
+
 class Parted(CannotOperate):
     """The runs differ in structure: because of the mode, or of the batch size.
 
@@ -126,8 +130,11 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
     """One tape in which `BatchNumber` and `Switched` stand where the runs differ.
 
     Each tensor among the values has a pair of `Spec`: those of the smallest and of the largest
-    batch, in evaluation if that was recorded. Raises `Parted` where the runs differ in structure.
+    batch, in evaluation if that was recorded. Raises `Parted` where the runs differ in structure,
+    and `Confounded` where they may not be compared.
     """
+    if are_confounded(tapes):
+        raise Confounded
     runs = Runs(tapes)
     one = Tape()
     # No tape ends before the others without a disagreement: the last entry of each is its output.
@@ -138,6 +145,13 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
         except Disagreement as error:
             raise _parting(tapes, len(one.entries)) from error
     return one
+
+
+def are_confounded(tapes: Mapping[Run, Tape]) -> bool:
+    """Whether some forward saw its sizes, and no batch size is there in all modes."""
+    batches = [{run.batch for run in tapes if run.training is mode} for mode in (False, True)]
+    known = not all(batches) or set.intersection(*batches)
+    return not known and any(tape.asked for tape in tapes.values())
 
 
 def _parting(tapes: Mapping[Run, Tape], index: int) -> Parted:
