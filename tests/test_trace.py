@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import pickle
 import random
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 from collections import OrderedDict
@@ -1337,3 +1340,20 @@ def test_a_graph_with_switches_and_numbers_grows_with_the_layers_and_no_faster()
         return len(traced(nn.Sequential(*(block() for _ in range(layers))), (4,)).graph.nodes)
 
     assert nodes(60) - nodes(40) == nodes(40) - nodes(20) == 20 * 5
+
+
+def test_a_traced_model_is_let_go_in_a_process_that_traces_for_the_first_time() -> None:
+    script = """
+        import gc, weakref, torch, n2nfx.tracing
+        class Twice(torch.nn.Linear):
+            def forward(self, x):
+                return super().forward(x) + x
+        model = torch.nn.Sequential(Twice(4, 4))
+        network = n2nfx.tracing.record(model, torch.ones(1, 4), quick=False)
+        del model
+        held = weakref.ref(network.module.get_submodule("0"))
+        del network
+        gc.collect()
+        assert held() is None, gc.get_referrers(held())
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

@@ -6,6 +6,7 @@ pair would take gigabytes, they are spliced end to end and with kernel 1 only.
 """
 
 import copy
+import gc
 import time
 import traceback
 import warnings
@@ -20,7 +21,7 @@ import timm
 import torch
 import torchvision
 import zoo_detectors
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import n2nfx
 from n2nfx import models
@@ -32,6 +33,7 @@ from n2nfx.network import Network, Origin
 from n2nfx.passes import N2NSkip, RandomPruning
 from n2nfx.splice import prepare
 from n2nfx.tracing import record
+from n2nfx.tracing.fake import meta_copy
 from n2nfx.tracing.layers import not_prunable, taken_by_others
 from n2nfx.tracing.values import items
 from n2nfx.wiring import Options, find_branches
@@ -40,6 +42,7 @@ BATCH = 3  # one that tracing itself never uses
 HOPS = (2, 3)
 DENSITY, RATIO = 0.1, 0.2
 _NEARLY = 1e-3  # of the largest output
+LARGE = 1.6e8  # weights of a model of which as few copies are made as can be
 ROOM = 1e8  # weights that branches may hold together, as they lie in dense tensors
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -113,8 +116,45 @@ def _last_line(error: Exception) -> str:
 
 
 def _check(row: Row, most: float, gradients: bool) -> None:
-    network, calls = _traced(row, most, gradients)
-    _operate(row, network, calls)
+    original, example, row["build_ms"] = _built(row["name"])
+    if sum(parameter.numel() for parameter in original.parameters()) > LARGE:
+        made = [original]
+        del original
+        _check_large(row, made, example)
+        return
+    network, calls = _traced(row, original, example, most, gradients)
+    del original
+    row["stage"] = "skips"
+    room = _count_pairs(row, network, copy.deepcopy(network.module))
+    if network.layers:
+        _operate(row, network, room, calls)
+
+
+def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> None:
+    """All that needs no numbers, with as few copies at a time as can be: each takes gigabytes.
+
+    `made` holds the model, alone, and is emptied.
+    """
+    blank = meta_copy(made[0])
+    row["stage"] = "careful"
+    careful = record(copy.deepcopy(made[0]), example, quick=False)
+    told = careful.text(), careful.layers
+    del careful
+    gc.collect()  # a graph and its module hold each other
+    network = _recorded(row, blank, made.pop(), example)
+    row["stage"] = "careful"
+    _require_same_graph(told, network)
+    row["stage"] = "same"
+    row["compared"] = "shapes"
+    module = meta_copy(network.module)
+    assert isinstance(module, fx.GraphModule)
+    _same_shapes(blank, replace(network, module=module))
+    row["stage"] = "skips"
+    room = _count_pairs(row, network, module)
+    outcome = _transformed(row, network, room)
+    del network
+    gc.collect()
+    _finish(row, outcome, None)
 
 
 def _check_blank(row: Row) -> None:
@@ -124,23 +164,22 @@ def _check_blank(row: Row) -> None:
         model, row["build_ms"] = _timed(lambda: make(plain))
     size = model.pretrained_cfg["input_size"] if zoo == "timm" else (3, 224, 224)
     example = torch.zeros(1, *size)
-    network = _recorded(row, model, example)
+    network = _recorded(row, model, copy.deepcopy(model), example)
     row["stage"] = "same"
     row["compared"] = "shapes, without data"
     _same_shapes(model, network)
     row["stage"] = "skips"
-    _count_pairs(row, network)
+    _count_pairs(row, network, copy.deepcopy(network.module))
 
 
-def _traced(row: Row, most: float, gradients: bool) -> tuple[Network, "Calls | None"]:
-    """The network, which does what the model does, and calls of it, if numbers were compared.
-
-    The model itself is let go: each copy of a large one takes gigabytes.
-    """
-    original, example, row["build_ms"] = _built(row["name"])
-    network = _recorded(row, original, example)
+def _traced(
+    row: Row, original: nn.Module, example: models.Example, most: float, gradients: bool
+) -> tuple[Network, "Calls | None"]:
+    """The network, which does what the model does, and calls of it, if numbers were compared."""
+    network = _recorded(row, original, copy.deepcopy(original), example)
     row["stage"] = "careful"
-    _same_with_fake_tensors(original, example, network)
+    careful = record(copy.deepcopy(original), example, quick=False)
+    _require_same_graph((careful.text(), careful.layers), network)
     row["stage"] = "same"
     numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
@@ -152,10 +191,10 @@ def _traced(row: Row, most: float, gradients: bool) -> tuple[Network, "Calls | N
     return network, calls
 
 
-def _recorded(row: Row, original: nn.Module, example: models.Example) -> Network:
+def _recorded(row: Row, original: nn.Module, own: nn.Module, example: models.Example) -> Network:
     """A copy of a model traced, which reaches all its weights."""
     row["stage"] = "trace"
-    network, row["trace_ms"] = _timed(lambda: record(copy.deepcopy(original), example))
+    network, row["trace_ms"] = _timed(lambda: record(own, example))
     # Whoever builds it again gets other weights, so that those of a file cannot be these by chance.
     network = replace(network, origin=Origin(row["name"], seed=1))
     _describe(row, network)
@@ -175,9 +214,9 @@ def _built(name: str) -> tuple[nn.Module, models.Example, int]:
     return model, built.example, milliseconds
 
 
-def _same_with_fake_tensors(original: nn.Module, example: models.Example, network: Network) -> None:
-    careful = record(copy.deepcopy(original), example, quick=False)
-    if (careful.text(), careful.layers) != (network.text(), network.layers):
+def _require_same_graph(careful: tuple[str, Any], network: Network) -> None:
+    """Fake tensors must have given the text and layers that tensors without data gave."""
+    if careful != (network.text(), network.layers):
         raise Fails("fake tensors and tensors without data give different graphs")
 
 
@@ -338,7 +377,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def _same_shapes(original: nn.Module, network: Network) -> None:
     shapes = []
     for model in (original, network.module):
-        blank = copy.deepcopy(model).to("meta").eval()
+        blank = meta_copy(model).eval()
         inputs = [torch.empty((BATCH, *s.shape[1:]), device="meta") for s in network.inputs]
         with torch.no_grad():
             shapes.append([(n, tuple(v.shape)) for n, v in _flat(blank(*inputs), "output")])
@@ -349,21 +388,21 @@ def _same_shapes(original: nn.Module, network: Network) -> None:
 # Budgets and skips.
 
 
-def _operate(row: Row, network: Network, calls: Calls | None) -> None:
-    """Everything that is done to a network that was traced right."""
-    row["stage"] = "skips"
-    room = _count_pairs(row, network)
-    if not network.layers:
-        return
+def _operate(row: Row, network: Network, room: int, calls: Calls | None) -> None:
+    """Everything that is done to a network that was traced right, and has layers."""
     outcome = _transformed(row, network, room)
-    row["stage"] = "saved"
-    _comes_back(row, outcome, calls)
-    row["stage"] = "channels"
-    _follow_channels(row, outcome.network)
+    _finish(row, outcome, calls)
     if calls is not None and outcome.network.skips:
         row["stage"] = "silent"
         _examples_stay_apart(outcome.network, calls)
         _zeroed_branches_are_silent(outcome.network, network, calls)
+
+
+def _finish(row: Row, outcome: n2nfx.Outcome, calls: Calls | None) -> None:
+    row["stage"] = "saved"
+    _comes_back(row, outcome, calls)
+    row["stage"] = "channels"
+    _follow_channels(row, outcome.network)
 
 
 def _transformed(row: Row, network: Network, room: int) -> n2nfx.Outcome:
@@ -394,6 +433,7 @@ def _comes_back(row: Row, outcome: n2nfx.Outcome, calls: Calls | None) -> None:
         path = Path(folder) / "artifact"
         _, row["save_ms"] = _timed(lambda: outcome.save(path))
         row["bytes"] = sum(file.stat().st_size for file in path.iterdir())
+        gc.collect()
         model = _built(row["name"])[0] if row["parts"] else None  # its name does not say small
         loaded, row["load_ms"] = _timed(lambda: n2nfx.load(path, model=model))
     saved = as_it_acts(outcome.network)
@@ -413,6 +453,7 @@ def _comes_back(row: Row, outcome: n2nfx.Outcome, calls: Calls | None) -> None:
 
 def _follow_channels(row: Row, network: Network) -> None:
     """The channel graph, all of whose hubs have names."""
+    gc.collect()
     graph, row["graph_ms"] = _timed(lambda: n2nfx.channel_graph(network))
     row["channels"] = sum(group.size for group in graph.groups)
     row["hubs"] = list(graph.hubs)
@@ -420,13 +461,15 @@ def _follow_channels(row: Row, network: Network) -> None:
         raise Fails("a hub without a name")
 
 
-def _count_pairs(row: Row, network: Network) -> int:
+def _count_pairs(row: Row, network: Network, module: fx.GraphModule) -> int:
     """Count pairs exactly so far apart, and give how many weights all branches could hold.
+
+    `module` is a copy of the network's, and is changed.
 
     Two pairs that would have the very same branch, from the same activation to the same
     pre-activation, are one pair; `twins` says how many there were beside it.
     """
-    ready = replace(network, module=copy.deepcopy(network.module))
+    ready = replace(network, module=module)
     prepare(ready)
     row.update(pairs={}, legal={}, refused={}, twins=0)
     room = 0

@@ -193,8 +193,8 @@ class _Contractor:
         operands: list[tuple[Rows, bool]] = []
         for link in links:
             assert isinstance(link.relation, Pairs)
-            rows = self._rows[link.source].gathered(link.relation, size)
-            operands.append((self._gated(value, rows), _is_whole(link.relation)))
+            rows = self._gathered(value, self._rows[link.source], link.relation)
+            operands.append((rows, link.relation.is_whole))
         best, is_whole = self._best(operands, size)
         for rows, whole in operands:
             self._meet(rows, best, is_whole & whole)
@@ -203,9 +203,23 @@ class _Contractor:
         one = Rows(np.concatenate([[0], np.cumsum(found)]), best[found], np.ones(found.sum()))
         return united([one, *(rows.kept(~found) for rows, _ in operands if not rows.is_single)])
 
-    def _gated(self, value: int, rows: Rows) -> Rows:
+    def _gathered(self, value: int, rows: Rows, pairs: Pairs) -> Rows:
+        """The rows of an operand, behind gates where channels share what they list.
+
+        Each row that is taken is looked at once, however many take it: a mean over n channels
+        that acts on n is n entries, and not n * n.
+        """
+        size = self._map.sizes[value]
+        if rows.is_single or not pairs.is_function:
+            rows = rows.gathered(pairs, size)
+            return self._gated(value, rows, np.ones(size))
+        times = np.bincount(pairs.sources, minlength=rows.size)
+        gated = self._gated(value, rows.kept(times > 0), times)
+        return gated.gathered(pairs, size)
+
+    def _gated(self, value: int, rows: Rows, times: np.ndarray) -> Rows:
         """What lists several nodes, and not alone some of them, reads one for them all: a gate."""
-        numbers = rows.shared()
+        numbers = rows.shared(times)
         if not (numbers >= 0).any():
             return rows
         gates = self._group(value, "gate", int(numbers.max()) + 1)
@@ -260,11 +274,6 @@ class _Contractor:
                     waiting.append((name, moved.kept(best < 0)))
         if waiting:
             self._branches[value] = waiting
-
-
-def _is_whole(pairs: Pairs) -> bool:
-    """Whether no channel of the source is at several of the target."""
-    return np.unique(pairs.sources).size == pairs.sources.size
 
 
 def _as_rows(nodes: np.ndarray, weights: Matrix) -> Rows:

@@ -30,6 +30,16 @@ class Pairs:
     targets: np.ndarray
     sources: np.ndarray
 
+    @property
+    def is_function(self) -> bool:
+        """Whether no channel depends on two."""
+        return are_apart(self.targets)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no channel of the source is at several of the target."""
+        return are_apart(self.sources)
+
     def forward(self, reached: np.ndarray, size: int) -> np.ndarray:
         return _marked(self.targets[reached[self.sources]], size)
 
@@ -119,6 +129,11 @@ class ChannelMap:
     hubs: tuple[str, ...]
     names: tuple[str, ...]
     tables: frozenset[int]
+
+
+def are_apart(places: np.ndarray) -> bool:
+    """Whether no place is named twice. (Counting is much quicker than `np.unique`.)"""
+    return bool((np.bincount(places) <= 1).all())
 
 
 def by_group(entries: np.ndarray, groups: int, transposed: bool) -> np.ndarray:

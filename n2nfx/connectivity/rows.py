@@ -81,15 +81,17 @@ class Rows:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         return Rows(starts, self.nodes[entries], self.weights[entries])
 
-    def shared(self) -> np.ndarray:
+    def shared(self, times: np.ndarray) -> np.ndarray:
         """For each row of several nodes, of which another row has some too, the number of what it
-        lists, from 0 on: equal rows have one number. -1 for all other rows.
+        lists, from 0 on: equal rows have one number. -1 for all other rows. Row i stands for
+        `times[i]` equal ones.
         """
         found = np.full(self.size, -1)
         if self.is_single:
             return found
-        _, places, counts = np.unique(self.nodes, return_inverse=True, return_counts=True)
+        _, places = np.unique(self.nodes, return_inverse=True)
         owners = self.owners
+        counts = np.bincount(places, weights=times[owners])
         is_shared = np.zeros(self.size, dtype=bool)
         is_shared[owners[counts[places] > 1]] = True
         known: dict[bytes, int] = {}

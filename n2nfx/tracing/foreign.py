@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.overrides import get_overridable_functions
 from torch.utils.checkpoint import CheckpointFunction
 
 # Told of a call: the target that a graph calls, what to call now, and the arguments.
@@ -76,6 +77,7 @@ def foreign_calls_report(report: Report) -> Iterator[None]:
 @contextmanager
 def grad_mode_is_asked_for(report: Callable[[], None]) -> Iterator[None]:
     """Tell of every question whether gradients are enabled that is not torch's own, or ours."""
+    get_overridable_functions()  # torch keeps what it finds, and with ours all that it leads to
     ask = torch.is_grad_enabled
 
     def is_grad_enabled() -> bool:
