@@ -5,22 +5,24 @@ since the statistics that a layer norm shares are no path.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import n2nfx
+from n2nfx.bind import bind
 from n2nfx.connectivity.channel_graph import contraction_of
 from n2nfx.connectivity.contraction import Contraction
 from n2nfx.connectivity.graph import shape_of
 from n2nfx.graphmodule import graphs_of
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network
+from n2nfx.tracing.layers import nodes_of
 from n2nfx.tracing.ops import kind_of
 
 _READS = 3  # channels that an output of a layer reads, about
@@ -37,7 +39,9 @@ class Probe:
     reached: frozenset[int]
 
 
-def thinned(model: nn.Module, example: Tensor, seed: int = 0, reads: int = _READS) -> Network:
+def thinned(
+    model: nn.Module, example: Sequence[Tensor], seed: int = 0, reads: int = _READS
+) -> Network:
     """A model of positive weights that keep values about as large, most pairs masked."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
@@ -45,7 +49,7 @@ def thinned(model: nn.Module, example: Tensor, seed: int = 0, reads: int = _READ
         for weight in (*model.parameters(), *model.buffers()):
             if weight.is_floating_point():
                 weight.copy_(0.1 * torch.rand(weight.shape, generator=generator) + 0.05)
-    network = n2nfx.trace(model, example.double())
+    network = n2nfx.trace(model, tuple(one.double() for one in example))
     masks = {}
     for layer in network.layers:
         weight = network.module.get_parameter(layer.weight)
@@ -59,31 +63,41 @@ def thinned(model: nn.Module, example: Tensor, seed: int = 0, reads: int = _READ
     return replace(network, masks=Masks(masks))
 
 
-def without_norms(network: Network) -> nn.Module:
-    """A copy of the module that computes the same without norms."""
+def without_norms(network: Network) -> tuple[fx.GraphModule, dict[fx.Node, Layer]]:
+    """A copy of the module that computes the same without norms, and its calls of layers.
+
+    Its masks are at work: a weight that is standardized is not zero where it is masked.
+    """
     module = copy.deepcopy(network.module)
     for graph in graphs_of(module):
+        live: set[fx.Node] = set()
         for node in list(graph.nodes):
+            if node.op == "placeholder" or not live.isdisjoint(node.all_input_nodes):
+                live.add(node)
             is_norm = node.op != "placeholder" and kind_of(module, node) in ("norm", "fused")
-            if is_norm and node.args:
+            if is_norm and node in live and node.args:  # and no weight's own, which stays
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
     module.recompile()
-    return module
+    calls = dict(nodes_of(module, module.graph))
+    bind(replace(network, module=module))
+    return module, calls
 
 
-def probes(network: Network, x: Tensor, starts: Sequence[tuple[Layer, int]]) -> Iterator[Probe]:
+def probes(
+    network: Network, inputs: Sequence[Tensor], starts: Sequence[tuple[Layer, int]]
+) -> Iterator[Probe]:
     """Perturb one channel after the other, and see what moves in every layer behind it."""
-    module = without_norms(network)
+    module, calls = without_norms(network)
     layers = once_called(network)
+    calls = {node: layer for node, layer in calls.items() if layer in layers}
     found, _ = contraction_of(network)
     names = [group.name for group in found.groups]
     firsts = np.concatenate([[0], np.cumsum([group.size for group in found.groups])])
     edges = _directed(found)
-    before = _outputs(module, layers, x)
+    before = _Watched(module, calls).outputs(inputs)
     for start, channel in starts:
-        with _perturbed(module, start, channel):
-            after = _outputs(module, layers, x)
+        after = _Watched(module, calls, start, channel).outputs(inputs)
         reached = _reached(edges, firsts[names.index(start.name)] + channel)
         for layer in layers:
             if layer is not start and layer.name in after:
@@ -97,9 +111,9 @@ def probes(network: Network, x: Tensor, starts: Sequence[tuple[Layer, int]]) -> 
 
 
 def once_called(network: Network) -> list[Layer]:
-    """Layers that are modules, called at one place."""
-    calls = [str(node.target) for node in network.module.graph.nodes if node.op == "call_module"]
-    return [layer for layer in network.layers if calls.count(layer.name) == 1]
+    """Layers that are called at one place, as a module or as a function."""
+    calls = [layer.weight for _, layer in nodes_of(network.module, network.module.graph)]
+    return [layer for layer in network.layers if calls.count(layer.weight) == 1]
 
 
 def _directed(found: Contraction) -> sparse.csr_array:
@@ -132,41 +146,37 @@ def _led_to(found: Contraction, layer: Layer, reached: np.ndarray) -> np.ndarray
     return np.flatnonzero(piece.weights @ reached[piece.sources])
 
 
-@contextmanager
-def _perturbed(module: nn.Module, layer: Layer, channel: int) -> Iterator[None]:
-    def move(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        moved = output.clone()
-        moved.select(_axis(layer, output), channel).mul_(1.5).add_(0.1)
-        return moved
+class _Watched(fx.Interpreter):
+    """Runs a module node by node: one channel of a layer is moved, what layers give is kept."""
 
-    handle = module.get_submodule(layer.name).register_forward_hook(move)
-    yield
-    handle.remove()
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        calls: Mapping[fx.Node, Layer],
+        start: Layer | None = None,
+        channel: int = 0,
+    ) -> None:
+        super().__init__(module)
+        self._calls, self._start, self._channel = calls, start, channel
+        self._seen: dict[str, Tensor] = {}
 
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        layer = self._calls.get(n)
+        if layer is None:
+            return result
+        axis = result.dim() - (1 if layer.kind == "linear" else len(layer.weight_shape) - 1)
+        if layer == self._start:
+            result = result.clone()
+            result.select(axis, self._channel).mul_(1.5).add_(0.1)
+        self._seen[layer.name] = result.movedim(axis, 0).flatten(1).clone()
+        return result
 
-def _axis(layer: Layer, output: Tensor) -> int:
-    return (
-        output.dim() - 1
-        if layer.kind == "linear"
-        else output.dim() - 1 - len(layer.weight_shape[2:])
-    )
-
-
-@torch.no_grad()
-def _outputs(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> dict[str, Tensor]:
-    """What each layer gives, (channels, all else)."""
-    seen: dict[str, Tensor] = {}
-    handles = []
-    for layer in layers:
-
-        def keep(_module: nn.Module, _in: object, output: Tensor, layer: Layer = layer) -> None:
-            seen[layer.name] = output.movedim(_axis(layer, output), 0).flatten(1).clone()
-
-        handles.append(module.get_submodule(layer.name).register_forward_hook(keep))
-    module(x)
-    for handle in handles:
-        handle.remove()
-    return seen
+    @torch.no_grad()
+    def outputs(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What each layer gives, (channels, all else)."""
+        self.run(*inputs)
+        return self._seen
 
 
 def _moved(before: Tensor, after: Tensor) -> np.ndarray:
