@@ -2,9 +2,9 @@
 
     python tools/bench_trace.py [--models timm:resnet18 ...] [--rounds 3]
 
-Export traces one mode at one batch size; ours four runs (both modes, three batch sizes). The last
-lines are how the time grows with the number of nodes: the slope of log(seconds) over log(nodes),
-for blocks of one kind stacked ever deeper. Seconds are CPU seconds of the process.
+Export traces one mode at one batch size; ours three or four runs (both modes, three batch sizes).
+The last lines are how the time grows with the number of nodes: the slope of log(seconds) over
+log(nodes), for blocks of one kind stacked ever deeper. Seconds are CPU seconds of the process.
 """
 
 import argparse
