@@ -39,17 +39,15 @@ class Probe:
     reached: frozenset[int]
 
 
-def thinned(
-    model: nn.Module, example: Sequence[Tensor], seed: int = 0, reads: int = _READS
-) -> Network:
+def thinned(model: nn.Module, example: Tensor, seed: int = 0, reads: int = _READS) -> Network:
     """A model of positive weights that keep values about as large, most pairs masked."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
         for weight in (*model.parameters(), *model.buffers()):
-            if weight.is_floating_point():
+            if weight.is_floating_point() and not weight.isinf().any():  # that is no limit
                 weight.copy_(0.1 * torch.rand(weight.shape, generator=generator) + 0.05)
-    network = n2nfx.trace(model, tuple(one.double() for one in example))
+    network = n2nfx.trace(model, example.double())
     masks = {}
     for layer in network.layers:
         weight = network.module.get_parameter(layer.weight)
@@ -84,9 +82,7 @@ def without_norms(network: Network) -> tuple[fx.GraphModule, dict[fx.Node, Layer
     return module, calls
 
 
-def probes(
-    network: Network, inputs: Sequence[Tensor], starts: Sequence[tuple[Layer, int]]
-) -> Iterator[Probe]:
+def probes(network: Network, x: Tensor, starts: Sequence[tuple[Layer, int]]) -> Iterator[Probe]:
     """Perturb one channel after the other, and see what moves in every layer behind it."""
     module, calls = without_norms(network)
     layers = once_called(network)
@@ -95,9 +91,9 @@ def probes(
     names = [group.name for group in found.groups]
     firsts = np.concatenate([[0], np.cumsum([group.size for group in found.groups])])
     edges = _directed(found)
-    before = _Watched(module, calls).outputs(inputs)
+    before = _Watched(module, calls).outputs(x)
     for start, channel in starts:
-        after = _Watched(module, calls, start, channel).outputs(inputs)
+        after = _Watched(module, calls, start, channel).outputs(x)
         reached = _reached(edges, firsts[names.index(start.name)] + channel)
         for layer in layers:
             if layer is not start and layer.name in after:
@@ -173,9 +169,9 @@ class _Watched(fx.Interpreter):
         return result
 
     @torch.no_grad()
-    def outputs(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
         """What each layer gives, (channels, all else)."""
-        self.run(*inputs)
+        self.run(x)
         return self._seen
 
 
