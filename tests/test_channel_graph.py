@@ -804,8 +804,8 @@ NOT_PROBED = {
     "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn": "how many boxes there are is no channel",
     "torchvision:ssdlite320_mobilenet_v3_large": "how many boxes there are is no channel",
     "torchvision:raft_small": "it makes tensors in single precision, and so cannot run in double",
-    "timm:gemma4_vit_167m": "768 x 768 in double precision takes 10 GB, and minutes for each start",
-    "timm:deepseek_vit_412m": "its weights in double precision and their copies take 20 GB",
+    "timm:gemma4_vit_167m": "768 x 768 in double precision takes over 9 GB, and minutes a start",
+    "timm:deepseek_vit_412m": "its weights in double precision take 3.3 GB, and each copy as much",
 }
 
 

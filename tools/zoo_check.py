@@ -137,13 +137,11 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
     """
     blank = meta_copy(made[0])
     row["stage"] = "careful"
-    careful = record(copy.deepcopy(made[0]), example, quick=False)
-    told = careful.text(), careful.layers
-    del careful
+    careful = _careful(made[0], example)
     gc.collect()  # a graph and its module hold each other
     network = _recorded(row, blank, made.pop(), example)
     row["stage"] = "careful"
-    _require_same_graph(told, network)
+    _require_same_graph(careful, network)
     row["stage"] = "same"
     row["compared"] = "shapes"
     module = meta_copy(network.module)
@@ -178,8 +176,7 @@ def _traced(
     """The network, which does what the model does, and calls of it, if numbers were compared."""
     network = _recorded(row, original, copy.deepcopy(original), example)
     row["stage"] = "careful"
-    careful = record(copy.deepcopy(original), example, quick=False)
-    _require_same_graph((careful.text(), careful.layers), network)
+    _require_same_graph(_careful(original, example), network)
     row["stage"] = "same"
     numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
@@ -212,6 +209,12 @@ def _built(name: str) -> tuple[nn.Module, models.Example, int]:
     if zoo_detectors.is_detector(model):
         zoo_detectors.make_small(model)
     return model, built.example, milliseconds
+
+
+def _careful(original: nn.Module, example: models.Example) -> tuple[str, Any]:
+    """Text and layers of a copy of the model that is traced with fake tensors."""
+    network = record(copy.deepcopy(original), example, quick=False)
+    return network.text(), network.layers
 
 
 def _require_same_graph(careful: tuple[str, Any], network: Network) -> None:

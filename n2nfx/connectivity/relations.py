@@ -33,12 +33,12 @@ class Pairs:
     @property
     def is_function(self) -> bool:
         """Whether no channel depends on two."""
-        return are_apart(self.targets)
+        return _are_apart(self.targets)
 
     @property
     def is_whole(self) -> bool:
         """Whether no channel of the source is at several of the target."""
-        return are_apart(self.sources)
+        return _are_apart(self.sources)
 
     def forward(self, reached: np.ndarray, size: int) -> np.ndarray:
         return _marked(self.targets[reached[self.sources]], size)
@@ -131,7 +131,7 @@ class ChannelMap:
     tables: frozenset[int]
 
 
-def are_apart(places: np.ndarray) -> bool:
+def _are_apart(places: np.ndarray) -> bool:
     """Whether no place is named twice. (Counting is much quicker than `np.unique`.)"""
     return bool((np.bincount(places) <= 1).all())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from n2nfx.errors import CannotOperate
 from n2nfx.tracing.tape import Built, Entry, InputDevice, Op, Ref, Tape
@@ -146,7 +146,7 @@ class Scribe:
         """
         if isinstance(result, Tensor):
             known = id(result) in self._refs
-            if not (known and result.requires_grad and not torch.is_grad_enabled()):
+            if not (known and result.requires_grad and not is_grad_enabled()):
                 self._journal.append((id(result), self._refs.get(id(result))))
                 self._refs[id(result)] = ref
             self._versions[id(result)] = result._version
@@ -159,7 +159,7 @@ class Scribe:
         ref = self._refs.get(id(tensor))
         if ref is None:
             ref = self._attribute(tensor)
-        if tensor.requires_grad and not torch.is_grad_enabled():
+        if tensor.requires_grad and not is_grad_enabled():
             return self._without_gradient(ref, tensor)
         return ref
 

@@ -133,7 +133,7 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
     batch, in evaluation if that was recorded. Raises `Parted` where the runs differ in structure,
     and `Confounded` where they may not be compared.
     """
-    if are_confounded(tapes):
+    if _are_confounded(tapes):
         raise Confounded
     runs = Runs(tapes)
     one = Tape()
@@ -147,7 +147,7 @@ def unify(tapes: Mapping[Run, Tape]) -> Tape:
     return one
 
 
-def are_confounded(tapes: Mapping[Run, Tape]) -> bool:
+def _are_confounded(tapes: Mapping[Run, Tape]) -> bool:
     """Whether some forward saw its sizes, and no batch size is there in all modes."""
     batches = [{run.batch for run in tapes if run.training is mode} for mode in (False, True)]
     known = not all(batches) or set.intersection(*batches)
