@@ -82,10 +82,10 @@ def write(
 ) -> tuple[Path, ...]:
     """Write an artifact so that `directory` has, at every moment, the old one whole or the new one.
 
-    plan is JSON data without the keys in RESERVED; tensors are state entries by name, zero where
-    masked; masks are bool tensors by weight name, each of its weight's shape. Tied tensors are
-    stored under each of their names. Returns the paths of the files. Where `directory` exists,
-    force replaces it if it is empty or an artifact, and nothing replaces anything else.
+    plan is JSON data without the keys in RESERVED; tensors are state entries by name; masks are
+    bool tensors by weight name, each of its weight's shape, and what they drop is not stored. Tied
+    tensors are stored under each of their names. Returns the paths of the files. Where `directory`
+    exists, force replaces it if it is empty or an artifact, and nothing replaces anything else.
 
     Raises UsageError (target exists, or arguments that do not fit together) and CannotOperate
     (a tensor that has no place in such a file, a full disk, no permission).
@@ -133,7 +133,8 @@ def _encoded(
     for name, tensor in tensors.items():
         tensor = _on_cpu(name, tensor)
         if name not in masks:
-            stored[f"dense/{name}"] = tensor
+            # A copy: the file's tensors may not share anything.
+            stored[f"dense/{name}"] = tensor.clone(memory_format=torch.contiguous_format)
             continue
         mask = masks[name].detach().cpu()
         code = _code(name, tensor, mask)
@@ -144,7 +145,7 @@ def _encoded(
 
 
 def _on_cpu(name: object, tensor: object) -> Tensor:
-    """A copy of a state entry that shares nothing: on the CPU, contiguous, without a gradient."""
+    """A state entry that can be stored, on the CPU and without a gradient."""
     if not isinstance(name, str) or name.encode(errors="replace").decode() != name:
         raise UsageError(f"tensor {name!r}: its name is not a text that UTF-8 can hold")
     if not isinstance(tensor, Tensor):
@@ -158,7 +159,7 @@ def _on_cpu(name: object, tensor: object) -> Tensor:
             "stored: an artifact holds real dense tensors of the plain float, integer and bool "
             "dtypes; convert it first"
         )
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().cpu()
 
 
 def _code(name: str, weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -172,10 +173,7 @@ def _code(name: str, weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
             f"mask {name!r} is {mask.dtype} of shape {list(mask.shape)}; its weight needs a "
             f"torch.bool one of shape {list(weight.shape)}"
         )
-    try:
-        return gapcode.encode(weight, mask)
-    except gapcode.CodeError as error:
-        raise UsageError(f"weight {name!r} {error}; bake the masks before saving") from error
+    return gapcode.encode(weight, mask)
 
 
 def _plan_text(plan: Mapping[str, Any], declared: dict[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -213,7 +213,7 @@ def as_it_acts(network: Network) -> Network:
     module, acting = network.module, masks_at_work(network.module)
     masks = Masks(
         {
-            name: acting.get(id(module.get_parameter(name)), [mask])[0].to(mask.device, copy=True)
+            name: _as_acting(mask, acting.get(id(module.get_parameter(name)), ()))
             for name, mask in network.masks.items()
         }
     )
@@ -221,6 +221,13 @@ def as_it_acts(network: Network) -> Network:
         replace(skip, nnz=masks.counts.get(skip.weight, skip.nnz)) for skip in network.skips
     )
     return replace(network, masks=masks, skips=skips)
+
+
+def _as_acting(mask: Tensor, acting: Sequence[Tensor]) -> Tensor:
+    """The mask, or else a copy of the one that acts in its place, which can change."""
+    if not acting or torch.equal(acting[0].to(mask.device), mask):
+        return mask
+    return acting[0].to(mask.device, copy=True)
 
 
 def is_bound(network: Network) -> bool:

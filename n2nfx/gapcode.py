@@ -1,4 +1,4 @@
-"""A masked weight as a few flat tensors, without loss of a bit, and back.
+"""What a mask keeps of a weight, as a few flat tensors, without loss of a bit, and back.
 
 Usually it is `val`, the values that are kept, and `gap`, a byte for each that says how many
 dropped ones stand before it in flattened order (255: skip 255 and go on; the code runs to less
@@ -18,29 +18,26 @@ _SKIP = 255
 
 
 class CodeError(ValueError):
-    """What is wrong with a weight or with its code: the end of a sentence about the weight."""
+    """What is wrong with a code: the end of a sentence about the weight."""
 
 
 def encode(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The smaller code of a weight, by the names of its tensors; `weight` may be one of them.
+    """The smaller code of what is kept, by the names of its tensors, none of them the weight.
 
-    Both are on the CPU and of one shape, and the mask is bool. Raises CodeError where the weight
-    is not zero although its mask drops it.
+    Both are on the CPU and of one shape, and the mask is bool.
     """
-    if mask.all():
-        return {"dense": weight}
     flat, keep = weight.reshape(-1), mask.reshape(-1).numpy()
     positions = np.flatnonzero(keep)
+    if len(positions) == len(keep):
+        return {"dense": weight.clone(memory_format=torch.contiguous_format)}
     values = flat[positions]
-    if lost := int(flat.count_nonzero() - values.count_nonzero()):
-        raise CodeError(f"has {lost} elements that its mask drops and that are not zero")
     gaps = torch.from_numpy(_gaps(positions, len(keep)))
     bits = torch.from_numpy(np.packbits(keep, bitorder="little"))
     if gaps.nbytes + values.nbytes <= flat.nbytes + bits.nbytes:
         return {"gap": gaps, "val": values}
-    clean = torch.zeros_like(flat)  # no -0 where it drops
-    clean[positions] = values
-    return {"dense": clean.reshape(weight.shape), "bits": bits}
+    kept = torch.zeros_like(flat)
+    kept[positions] = values
+    return {"dense": kept.reshape(weight.shape), "bits": bits}
 
 
 def decode(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from n2nfx import artifact
 from n2nfx.bind import as_it_acts, plain_state
-from n2nfx.masked import keep
 from n2nfx.network import Network, Step
 from n2nfx.plan import Counts, Plan, count, make_plan
 
@@ -39,8 +38,6 @@ class Outcome:
         Gives the files written. Nothing stands under the final name unless all of it does.
         """
         network = as_it_acts(self.network)
-        tensors = plain_state(network.module)
-        for name, mask in network.masks.items():
-            tensors[name] = keep(tensors[name], mask.to(tensors[name].device))
         plan = make_plan(network, self.graph_sha256).model_dump(mode="json")
-        return artifact.write(Path(directory), plan, tensors, network.masks, force=force)
+        state = plain_state(network.module)
+        return artifact.write(Path(directory), plan, state, network.masks, force=force)

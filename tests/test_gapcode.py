@@ -98,10 +98,19 @@ def test_negative_zero_is_kept_where_kept_and_dropped_where_dropped() -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, math.nan, -math.inf, 1e-40])
-def test_a_weight_that_is_not_masked_is_refused(value: float) -> None:
-    mask = torch.tensor([True, False, False])
-    with pytest.raises(CodeError, match="2 elements that its mask drops"):
-        gapcode.encode(torch.full((3,), value), mask)
+@pytest.mark.parametrize("dropped", [1, 30])
+def test_what_a_mask_drops_is_not_stored(value: float, dropped: int) -> None:
+    mask = torch.arange(40) >= dropped
+    round_trip(torch.full((40,), value), mask)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 39, 40])
+def test_a_code_shares_nothing_with_its_weight(kept: int) -> None:
+    weight = torch.arange(40.0)
+    code = gapcode.encode(weight, weight < kept)
+    before = {form: part.clone() for form, part in code.items()}
+    weight.zero_()
+    assert all(torch.equal(part, before[form]) for form, part in code.items())
 
 
 def codes(*values: int) -> Tensor:
