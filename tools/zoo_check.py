@@ -7,6 +7,7 @@ pair would take gigabytes, they are spliced end to end and with kernel 1 only.
 
 import copy
 import gc
+import hashlib
 import time
 import traceback
 import warnings
@@ -151,8 +152,14 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
     room = _count_pairs(row, network, module)
     outcome = _transformed(row, network, room)
     del network
-    gc.collect()
-    _finish(row, outcome, None)
+    row["stage"] = "channels"
+    _follow_channels(row, outcome.network)
+    row["stage"] = "saved"
+    with TemporaryDirectory() as folder:
+        state = _saved(row, outcome, Path(folder, "artifact"))
+        del outcome
+        gc.collect()
+        _loaded(row, Path(folder, "artifact"), state)
 
 
 def _check_blank(row: Row) -> None:
@@ -394,18 +401,18 @@ def _same_shapes(original: nn.Module, network: Network) -> None:
 def _operate(row: Row, network: Network, room: int, calls: Calls | None) -> None:
     """Everything that is done to a network that was traced right, and has layers."""
     outcome = _transformed(row, network, room)
-    _finish(row, outcome, calls)
+    row["stage"] = "channels"
+    _follow_channels(row, outcome.network)
+    row["stage"] = "saved"
+    with TemporaryDirectory() as folder:
+        state = _saved(row, outcome, Path(folder, "artifact"))
+        loaded = _loaded(row, Path(folder, "artifact"), state)
+    if calls is not None:
+        _same_outputs(outcome.network.module, loaded.module, calls, (False,), "what was loaded")
     if calls is not None and outcome.network.skips:
         row["stage"] = "silent"
         _examples_stay_apart(outcome.network, calls)
         _zeroed_branches_are_silent(outcome.network, network, calls)
-
-
-def _finish(row: Row, outcome: n2nfx.Outcome, calls: Calls | None) -> None:
-    row["stage"] = "saved"
-    _comes_back(row, outcome, calls)
-    row["stage"] = "channels"
-    _follow_channels(row, outcome.network)
 
 
 def _transformed(row: Row, network: Network, room: int) -> n2nfx.Outcome:
@@ -430,28 +437,36 @@ def _transformed(row: Row, network: Network, room: int) -> n2nfx.Outcome:
     return outcome
 
 
-def _comes_back(row: Row, outcome: n2nfx.Outcome, calls: Calls | None) -> None:
-    """Saved and loaded again, the network has the same tensors and masks, and does the same."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "artifact"
-        _, row["save_ms"] = _timed(lambda: outcome.save(path))
-        row["bytes"] = sum(file.stat().st_size for file in path.iterdir())
-        gc.collect()
-        model = _built(row["name"])[0] if row["parts"] else None  # its name does not say small
-        loaded, row["load_ms"] = _timed(lambda: n2nfx.load(path, model=model))
-    saved = as_it_acts(outcome.network)
-    want, got = plain_state(saved.module), plain_state(loaded.module)
-    if (want.keys(), saved.masks.keys()) != (got.keys(), loaded.masks.keys()):
-        raise Fails(f"other tensors were loaded: {sorted(want.keys() ^ got.keys())[:5]}")
-    for name, tensor in want.items():
-        mask = saved.masks.get(name)
-        if mask is not None and not torch.equal(mask, loaded.masks[name]):
-            raise Fails(f"another mask of {name} was loaded")
-        kept = tensor if mask is None else keep(tensor, mask)
-        if not _equal(kept, got[name] if mask is None else keep(got[name], mask)):
-            raise Fails(f"{name} comes back with other values")
-    if calls is not None:
-        _same_outputs(outcome.network.module, loaded.module, calls, (False,), "what was loaded")
+def _saved(row: Row, outcome: n2nfx.Outcome, path: Path) -> dict[str, str]:
+    """The digests of a network's tensors, which is saved."""
+    _, row["save_ms"] = _timed(lambda: outcome.save(path))
+    row["bytes"] = sum(file.stat().st_size for file in path.iterdir())
+    return _digests(as_it_acts(outcome.network))
+
+
+def _loaded(row: Row, path: Path, state: Mapping[str, str]) -> Network:
+    """The saved network, which must have the same tensors and masks."""
+    model = _built(row["name"])[0] if row["parts"] else None  # its name does not say small
+    loaded, row["load_ms"] = _timed(lambda: n2nfx.load(path, model=model))
+    found = _digests(loaded)
+    wrong = [n for n in sorted({*state, *found}) if state.get(n) != found.get(n)]
+    if wrong:
+        raise Fails(f"{len(wrong)} tensors do not come back as they were: {', '.join(wrong[:5])}")
+    return loaded
+
+
+def _digests(network: Network) -> dict[str, str]:
+    """SHA-256 of the bits of every tensor of a network, as its mask keeps it, and of the masks."""
+    masks = network.masks
+    found = {f"mask of {name}": _digest(mask) for name, mask in masks.items()}
+    for name, tensor in plain_state(network.module).items():
+        found[name] = _digest(keep(tensor, masks[name]) if name in masks else tensor)
+    return found
+
+
+def _digest(tensor: Tensor) -> str:
+    bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(bits).hexdigest()}"
 
 
 def _follow_channels(row: Row, network: Network) -> None:
