@@ -121,6 +121,13 @@ class WholeGraphModule(fx.GraphModule):
         except AttributeError:
             return whole_model.ask(name)
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module of that path, as ever, by the tables of modules: several times as quick."""
+        found: nn.Module | None = self
+        for name in target.split(".") if target else ():
+            found = found and found._modules.get(name)
+        return super().get_submodule(target) if found is None else found
+
     def train(self, mode: bool = True) -> "WholeGraphModule":
         """Set the mode of every part, as the root's class does."""
         super().train(mode)

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from n2nfx.tracing.shapes import of_module
+from n2nfx.tracing.shapes import of_call, of_module
 from n2nfx.tracing.values import specs
 
 
@@ -93,3 +94,62 @@ def test_a_convolution_is_called_where_that_is_not_sure(
     module: nn.Module, value: torch.Tensor
 ) -> None:
     assert of_module(module, (value.requires_grad_(),), {}) is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_gives_its_input_itself_where_it_drops_nothing(rate: float, training: bool) -> None:
+    module, value = nn.Dropout(rate).train(training), torch.zeros(2, 3, requires_grad=True)
+    told, made = of_module(module, (value,), {}), module(value)
+    assert specs(told) == specs(made)
+    assert (told is value) == (made is value)
+
+
+_SIZES = st.integers(0, 3)
+_SHAPES = st.lists(_SIZES, max_size=4)
+_PRODUCTS = [torch.matmul, Tensor.matmul, Tensor.__matmul__]
+_OTHERS: list[Any] = [
+    *(torch.add, torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__truediv__),
+    *(torch.clamp_min, torch.clamp_max, Tensor.clamp_min, Tensor.clamp_max),
+    *(torch.softmax, Tensor.softmax, functional.softmax),
+]
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[Any, tuple[Any, ...]]:
+    """A function of one tensor and another value, which is a tensor or a number."""
+    func = draw(st.sampled_from([*_PRODUCTS, *_OTHERS]))
+    shape = draw(_SHAPES)
+    dtypes = st.sampled_from((torch.float32, torch.float64))
+    value = torch.zeros(shape, dtype=draw(dtypes), requires_grad=draw(st.booleans()))
+    if draw(st.booleans()) and draw(st.booleans()):
+        return func, (value, draw(st.sampled_from((-1, 0, 1, 2, 0.5))))
+    ends = [*shape[:-2], shape[-1], draw(_SIZES)] if len(shape) > 1 else shape
+    other = [draw(st.sampled_from((size, 1))) if draw(st.booleans()) else size for size in ends]
+    return func, (value, torch.ones(draw(st.sampled_from((other, shape))), dtype=draw(dtypes)))
+
+
+@settings(max_examples=400)
+@given(calls())
+def test_a_call_of_a_function(drawn: tuple[Any, tuple[Any, ...]]) -> None:
+    func, args = drawn
+    told = of_call(func, args, {})
+    try:
+        made = func(*args)
+    except (RuntimeError, TypeError, IndexError):
+        assert told is None
+        return
+    if told is not None:
+        assert specs(told) == specs(made)
+        assert told.requires_grad == made.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("func", "other"),
+    [*((func, torch.zeros(2, 4, 3)) for func in _PRODUCTS), *((func, 1) for func in _OTHERS)],
+)
+def test_a_function_is_told_where_it_is_sure(func: Any, other: Any) -> None:
+    value = torch.zeros(2, 3, 4, requires_grad=True)
+    told = of_call(func, (value, other), {})
+    assert told is not None
+    assert specs(told) == specs(func(value, other))

@@ -1,6 +1,5 @@
 """A copy of a model without data, which may be run as often as one likes, and leaves no trace."""
 
-import copy
 import logging
 import random
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import HOOKS
+from n2nfx.tracing.twins import twin
 
 _TABLES = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 
@@ -24,7 +24,7 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     try:
         fakes = _empty_tables(model) | {id(tensor): _fake(tensor, mode) for tensor in real}
         with FakeCopyMode(mode):  # for tensors that are neither parameters nor buffers
-            fake = copy.deepcopy(model, fakes)
+            fake = twin(model, fakes)
     except Exception as error:
         raise CannotOperate(
             f"{type(model).__name__} cannot be copied for tracing: {error}"
@@ -38,7 +38,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     tables = [table for m in model.modules() for table in (m._parameters, m._buffers, vars(m))]
     real = {id(t): t for table in tables for t in table.values() if isinstance(t, Tensor)}
     blanks = {key: _on_meta(tensor) for key, tensor in real.items()}
-    blank = copy.deepcopy(model, _empty_tables(model) | blanks)
+    blank = twin(model, _empty_tables(model) | blanks)
     lay_bare(blank)
     return blank
 

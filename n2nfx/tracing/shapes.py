@@ -28,8 +28,11 @@ _POINTWISE = {
 _ARITHMETIC = {
     *(torch.add, torch.sub, torch.mul, torch.div, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div),
     *(Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__mul__, Tensor.__rmul__),
-    *(Tensor.__truediv__,),
+    *(Tensor.__truediv__, Tensor.__pow__, torch.pow, Tensor.pow),
+    *(torch.clamp_min, torch.clamp_max, Tensor.clamp_min, Tensor.clamp_max),
 }
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+_SOFTMAXES = {functional.softmax, torch.softmax, Tensor.softmax}
 
 
 def of_module(module: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -114,6 +117,10 @@ def _changed(value: Tensor) -> Tensor | None:
     return None if value.is_leaf else value.mul_(1.0)
 
 
+def _dropout(module: Any, value: Tensor) -> Tensor | None:
+    return _activation(module, value) if module.training and module.p > 0 else value
+
+
 def _linear_layer(module: Any, value: Tensor) -> Tensor | None:
     return _linear(value, module.weight, module.bias)
 
@@ -168,6 +175,25 @@ def _arithmetic(input: Tensor, other: Any = None, **more: Any) -> Tensor | None:
     return (larger if fits else smaller.expand(larger.shape)).clone()
 
 
+def _product(input: Tensor, other: Any = None, **more: Any) -> Tensor | None:
+    if more or not isinstance(other, Tensor) or input.dim() < 2 or input.dim() != other.dim():
+        return None
+    *batch, into = input.shape
+    fits = (*batch[:-1], into) == tuple(other.shape[:-1]) and into > 0
+    if not (fits and _follow(input, other)):
+        return None
+    return _contiguous(input[..., :1].expand(*batch, other.shape[-1]))
+
+
+def _softmax(input: Tensor, dim: Any = None, **more: Any) -> Tensor | None:
+    fits = not more and type(dim) is int and -input.dim() <= dim < input.dim()
+    return _contiguous(input) if fits else None
+
+
+def _softmax_layer(module: Any, value: Tensor) -> Tensor | None:
+    return _softmax(value, module.dim) if value.is_floating_point() else None
+
+
 def _normalized(
     input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor | None:
@@ -216,14 +242,18 @@ _MODULES: dict[type, Callable[[Any, Tensor], Any]] = {
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(_ACTIVATIONS, _activation),
+    nn.Dropout: _dropout,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.Linear: _linear_layer,
     nn.LSTM: _lstm,
+    nn.Softmax: _softmax_layer,
 }
 _FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys(_POINTWISE, _pointwise),
     **dict.fromkeys(_ARITHMETIC, _arithmetic),
+    **dict.fromkeys(_PRODUCTS, _product),
+    **dict.fromkeys(_SOFTMAXES, _softmax),
     functional.linear: _linear,
     functional.layer_norm: _normalized,
     functional.batch_norm: _normalized_over_batch,
