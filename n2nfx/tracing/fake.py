@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy with fake tensors for real ones, and without hooks: they are not ours to call."""
     real = [*model.parameters(), *model.buffers()]
     try:
-        fakes = _empty_tables(model) | {id(tensor): _fake(tensor, mode) for tensor in real}
+        tables = _empty_tables(model.modules())
+        fakes = tables | {id(tensor): _fake(tensor, mode) for tensor in real}
         with FakeCopyMode(mode):  # for tensors that are neither parameters nor buffers
             fake = twin(model, fakes)
     except Exception as error:
@@ -35,17 +36,18 @@ def fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy on the `meta` device, without hooks. Raises whatever a copy or a tensor may raise."""
-    tables = [table for m in model.modules() for table in (m._parameters, m._buffers, vars(m))]
+    modules = [*model.modules()]
+    tables = [table for m in modules for table in (m._parameters, m._buffers, vars(m))]
     real = {id(t): t for table in tables for t in table.values() if isinstance(t, Tensor)}
     blanks = {key: _on_meta(tensor) for key, tensor in real.items()}
-    blank = twin(model, _empty_tables(model) | blanks)
+    blank = twin(model, _empty_tables(modules) | blanks)
     lay_bare(blank)
     return blank
 
 
-def _empty_tables(model: nn.Module) -> dict[int, Any]:
-    """What becomes of every module's tables of hooks, by id: most of what there is to copy."""
-    tables = [vars(m)[name] for m in model.modules() for name in _TABLES if name in vars(m)]
+def _empty_tables(modules: Iterable[nn.Module]) -> dict[int, Any]:
+    """What becomes of modules' tables of hooks, by id: most of what there is to copy."""
+    tables = [vars(m)[name] for m in modules for name in _TABLES if name in vars(m)]
     return {id(table): type(table)() for table in tables}
 
 
