@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ROOT / "tests" / "zoo" / "families.txt"
@@ -34,7 +34,7 @@ class Effort:
     limit: float  # seconds
     most: float  # multiply-adds of a forward whose numbers are compared
     gradients: bool
-    blank: bool  # weights have no data
+    only: Literal["blank", "numbers"] | None  # the part of it: see `zoo_check.check`
 
 
 def sweep(names: Sequence[str], out: Path, jobs: int, effort: Effort, again: bool) -> None:
@@ -88,7 +88,7 @@ def run(name: str, effort: Effort) -> Row:
 def _work(name: str, effort: Effort, sender: Any) -> None:
     import zoo_check
 
-    sender.send(zoo_check.check(name, effort.most, effort.gradients, effort.blank))
+    sender.send(zoo_check.check(name, effort.most, effort.gradients, effort.only))
 
 
 def _family(name: str) -> str:
@@ -128,12 +128,14 @@ def main() -> None:
     )
     parser.add_argument("--no-gradients", action="store_true", help="compare no backward")
     parser.add_argument(
-        "--blank", action="store_true", help="weights without data, for what does not fit"
+        "--only",
+        choices=("blank", "numbers"),
+        help="what can be said of weights without data, for what does not fit; or numbers compared",
     )
     parser.add_argument("--again", action="store_true", help="run again what failed")
     asked = parser.parse_args()
     patterns = [*asked.names, *([str(FAMILIES)] if asked.families else [])]
-    effort = Effort(asked.limit, asked.most, not asked.no_gradients, asked.blank)
+    effort = Effort(asked.limit, asked.most, not asked.no_gradients, asked.only)
     sweep(expand(patterns), asked.out, asked.jobs, effort, asked.again)
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -49,6 +49,7 @@ ROOM = 1e8  # weights that branches may hold together, as they lie in dense tens
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 Row = dict[str, Any]
+Only = Literal["blank", "numbers"]
 
 
 class Fails(Exception):
@@ -70,20 +71,19 @@ def family(name: str) -> str:
     return "n2nfx:zoo"
 
 
-def check(name: str, most: float = 2e10, gradients: bool = True, blank: bool = False) -> Row:
+def check(name: str, most: float = 2e10, gradients: bool = True, only: Only | None = None) -> Row:
     """Check one model; the row's `status` is "ok" or "failed", then with `stage` and `reason`.
 
     Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
-    compared instead, which the row says; not of a detector, whose shapes depend on numbers. With
-    `blank`, the weights of an image model have no data, so that nothing of it is too large: it
-    is traced, shapes are compared, and pairs of layers are counted.
+    compared instead, which the row says; not of a detector, whose shapes depend on numbers. In
+    the row of a part of the check, `only` that, is what that part finds.
     """
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with _no_fast_path():
-                _check_blank(row) if blank else _check(row, most, gradients)
+                _HOW[only](row, most, gradients)
             del row["stage"]
         except Exception as error:
             told = str(error).strip().splitlines()
@@ -162,7 +162,18 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
         _loaded(row, Path(folder, "artifact"), state)
 
 
-def _check_blank(row: Row) -> None:
+def _check_numbers(row: Row, most: float, gradients: bool) -> None:
+    """What the model does and what its graph does, if a forward costs no more than `most`."""
+    original, example, row["build_ms"] = _built(row["name"])
+    network = _recorded(row, original, copy.deepcopy(original), example)
+    _compare(row, original, network, most, gradients)
+
+
+def _check_blank(row: Row, most: float, gradients: bool) -> None:
+    """All that needs no data, with weights that have none, so that no image model is too large.
+
+    It is traced, shapes are compared, and pairs of layers are counted.
+    """
     zoo, _, plain = row["name"].partition(":")
     make = timm.create_model if zoo == "timm" else torchvision.models.get_model
     with torch.device("meta"):
@@ -177,6 +188,9 @@ def _check_blank(row: Row) -> None:
     _count_pairs(row, network, copy.deepcopy(network.module))
 
 
+_HOW = {None: _check, "blank": _check_blank, "numbers": _check_numbers}
+
+
 def _traced(
     row: Row, original: nn.Module, example: models.Example, most: float, gradients: bool
 ) -> tuple[Network, "Calls | None"]:
@@ -184,6 +198,13 @@ def _traced(
     network = _recorded(row, original, copy.deepcopy(original), example)
     row["stage"] = "careful"
     _require_same_graph(_careful(original, example), network)
+    return network, _compare(row, original, network, most, gradients)
+
+
+def _compare(
+    row: Row, original: nn.Module, network: Network, most: float, gradients: bool
+) -> "Calls | None":
+    """Compare a network with its model; gives the calls of both, if numbers were compared."""
     row["stage"] = "same"
     numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
@@ -192,7 +213,7 @@ def _traced(
         _same_shapes(original, network)
     else:
         _same_numbers(row, original, network.module, calls, gradients)
-    return network, calls
+    return calls
 
 
 def _recorded(row: Row, original: nn.Module, own: nn.Module, example: models.Example) -> Network:

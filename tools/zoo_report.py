@@ -2,7 +2,7 @@
 
     python tools/zoo_report.py zoo.jsonl > docs/zoo.md         and docs/zoo.png beside it
 
-Of a model that several files have, the last row counts.
+Of a model that several files have, what the last row says counts, and what only others say.
 """
 
 import argparse
@@ -212,11 +212,12 @@ def _scatter(axis: Axes, rows: Sequence[Row], by: str, keys: Sequence[str], titl
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="sweeps by tools/zoo.py")
-    rows = list(
-        {row["name"]: row for file in parser.parse_args().files for row in read(file)}.values()
-    )
-    draw(rows, PICTURE)
-    print(report(rows), end="")
+    rows: dict[str, Row] = {}
+    for file in parser.parse_args().files:
+        for row in read(file):
+            rows[row["name"]] = {**rows.get(row["name"], {}), **row}
+    draw(list(rows.values()), PICTURE)
+    print(report(list(rows.values())), end="")
 
 
 if __name__ == "__main__":
