@@ -123,10 +123,13 @@ class WholeGraphModule(fx.GraphModule):
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module of that path, as ever, by the tables of modules: several times as quick."""
-        found: nn.Module | None = self
-        for name in target.split(".") if target else ():
-            found = found and found._modules.get(name)
-        return super().get_submodule(target) if found is None else found
+        found: Any = self
+        for name in target.split("."):
+            table = found._modules
+            found = table.get(name) if isinstance(table, dict) else None
+            if found is None:
+                return super().get_submodule(target)
+        return found
 
     def train(self, mode: bool = True) -> "WholeGraphModule":
         """Set the mode of every part, as the root's class does."""

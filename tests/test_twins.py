@@ -66,7 +66,7 @@ def outline(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, list | tuple | set):
         return type(value), [outline(item, seen) for item in value]
     if isinstance(value, nn.Module):
-        return type(value), outline(dict(vars(value)), seen)
+        return type(value), outline(vars(value), seen)
     return type(value)
 
 
