@@ -98,6 +98,8 @@ class Told:
 def main() -> None:
     """A sweep of its own: FOLDER COUNT DATA SLOTS; says its processes' numbers on stdout."""
     folder, count, data, slots = sys.argv[1:]
+    # Ignored by what a shell starts in the background, and by all that this starts in turn.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     told = Told()
 
     def started(job: Job) -> None:
