@@ -96,6 +96,20 @@ def test_a_convolution_is_called_where_that_is_not_sure(
     assert of_module(module, (value.requires_grad_(),), {}) is None
 
 
+@pytest.mark.parametrize("dim", [-3, -1, 0, 2])
+def test_a_softmax_layer(dim: int) -> None:
+    module, value = nn.Softmax(dim), torch.zeros(2, 3, 4, requires_grad=True).transpose(0, 1)
+    told = of_module(module, (value,), {})
+    assert specs(told) == specs(module(value))
+    assert told.requires_grad
+
+
+def test_a_softmax_layer_is_called_where_that_is_not_sure() -> None:
+    value = torch.zeros(2, 3)
+    assert of_module(nn.Softmax(2), (value,), {}) is None
+    assert of_module(nn.Softmax(0), (value.int(),), {}) is None
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropout_gives_its_input_itself_where_it_drops_nothing(rate: float, training: bool) -> None:

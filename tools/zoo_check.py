@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -79,6 +80,8 @@ def check(name: str, most: float = 2e10, gradients: bool = True, only: Only | No
     the row of a part of the check, `only` that, is what that part finds.
     """
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
+    if only:
+        row["only"] = only
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -150,16 +153,9 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
     _same_shapes(blank, replace(network, module=module))
     row["stage"] = "skips"
     room = _count_pairs(row, network, module)
-    outcome = _transformed(row, network, room)
+    outcomes = [_transformed(row, network, room)]
     del network
-    row["stage"] = "channels"
-    _follow_channels(row, outcome.network)
-    row["stage"] = "saved"
-    with TemporaryDirectory() as folder:
-        state = _saved(row, outcome, Path(folder, "artifact"))
-        del outcome
-        gc.collect()
-        _loaded(row, Path(folder, "artifact"), state)
+    _comes_back(row, outcomes)
 
 
 def _check_numbers(row: Row, most: float, gradients: bool) -> None:
@@ -422,12 +418,7 @@ def _same_shapes(original: nn.Module, network: Network) -> None:
 def _operate(row: Row, network: Network, room: int, calls: Calls | None) -> None:
     """Everything that is done to a network that was traced right, and has layers."""
     outcome = _transformed(row, network, room)
-    row["stage"] = "channels"
-    _follow_channels(row, outcome.network)
-    row["stage"] = "saved"
-    with TemporaryDirectory() as folder:
-        state = _saved(row, outcome, Path(folder, "artifact"))
-        loaded = _loaded(row, Path(folder, "artifact"), state)
+    loaded = _comes_back(row, [outcome])
     if calls is not None:
         _same_outputs(outcome.network.module, loaded.module, calls, (False,), "what was loaded")
     if calls is not None and outcome.network.skips:
@@ -458,19 +449,26 @@ def _transformed(row: Row, network: Network, room: int) -> n2nfx.Outcome:
     return outcome
 
 
-def _saved(row: Row, outcome: n2nfx.Outcome, path: Path) -> dict[str, str]:
-    """The digests of a network's tensors, which is saved."""
-    _, row["save_ms"] = _timed(lambda: outcome.save(path))
-    row["bytes"] = sum(file.stat().st_size for file in path.iterdir())
-    return _digests(as_it_acts(outcome.network))
+def _comes_back(row: Row, outcomes: list[n2nfx.Outcome]) -> Network:
+    """What was saved, loaded again; it must have the same tensors and masks.
 
-
-def _loaded(row: Row, path: Path, state: Mapping[str, str]) -> Network:
-    """The saved network, which must have the same tensors and masks."""
-    model = _built(row["name"])[0] if row["parts"] else None  # its name does not say small
-    loaded, row["load_ms"] = _timed(lambda: n2nfx.load(path, model=model))
+    `outcomes` holds the outcome, alone, and is emptied: a large one is let go before it is loaded.
+    """
+    outcome = outcomes.pop()
+    row["stage"] = "channels"
+    _follow_channels(row, outcome.network)
+    row["stage"] = "saved"
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "artifact"
+        _, row["save_ms"] = _timed(partial(outcome.save, path))
+        row["bytes"] = sum(file.stat().st_size for file in path.iterdir())
+        saved = _digests(as_it_acts(outcome.network))
+        del outcome
+        gc.collect()
+        model = _built(row["name"])[0] if row["parts"] else None  # its name does not say small
+        loaded, row["load_ms"] = _timed(lambda: n2nfx.load(path, model=model))
     found = _digests(loaded)
-    wrong = [n for n in sorted({*state, *found}) if state.get(n) != found.get(n)]
+    wrong = [n for n in sorted({*saved, *found}) if saved.get(n) != found.get(n)]
     if wrong:
         raise Fails(f"{len(wrong)} tensors do not come back as they were: {', '.join(wrong[:5])}")
     return loaded

@@ -2,7 +2,8 @@
 
     python tools/zoo_report.py zoo.jsonl > docs/zoo.md         and docs/zoo.png beside it
 
-Of a model that several files have, what the last row says counts, and what only others say.
+Of a model that several files have, the last row counts. One of numbers alone adds what it found
+to the row before it, and never hides that this had failed.
 """
 
 import argparse
@@ -212,12 +213,20 @@ def _scatter(axis: Axes, rows: Sequence[Row], by: str, keys: Sequence[str], titl
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="sweeps by tools/zoo.py")
-    rows: dict[str, Row] = {}
-    for file in parser.parse_args().files:
-        for row in read(file):
-            rows[row["name"]] = {**rows.get(row["name"], {}), **row}
-    draw(list(rows.values()), PICTURE)
-    print(report(list(rows.values())), end="")
+    rows = joined(row for file in parser.parse_args().files for row in read(file))
+    draw(rows, PICTURE)
+    print(report(rows), end="")
+
+
+def joined(rows: Iterable[Row]) -> list[Row]:
+    """One row for each model."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        before = found.get(row["name"])
+        if before is not None and row.get("only") == "numbers":
+            row = {**before, **row} if _fine(before) else before
+        found[row["name"]] = row
+    return list(found.values())
 
 
 if __name__ == "__main__":
