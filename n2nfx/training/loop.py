@@ -32,7 +32,7 @@ from n2nfx.training.average import Average
 from n2nfx.training.checkpoint import Checkpoint
 from n2nfx.training.data import Data
 from n2nfx.training.ranks import Ranks
-from n2nfx.training.rewiring import Rewiring
+from n2nfx.training.rewiring import NotFinite, Rewiring
 from n2nfx.training.sampler import sampler_of
 from n2nfx.training.schedules import rate
 
@@ -43,7 +43,7 @@ _LEAST_SCALE = 2.0**-10  # a loss that must be scaled so low to have finite grad
 
 
 class Diverged(N2nfxError):
-    """The loss or a gradient was no finite number; `epochs` are those that were done before."""
+    """A loss or a gradient was no finite number; `epochs` are those that were done before."""
 
     def __init__(self, reason: str, epochs: list["Epoch"]) -> None:
         super().__init__(reason)
@@ -218,10 +218,15 @@ class Trainer:
         self.projection()
         self.steps += 1
         if self.rewiring is not None:
-            pixels, labels = micro[-1]
-            self.rewiring.step(lambda: self._loss(self.module, pixels, labels))
+            self._rewire(self.rewiring, *micro[-1])
         if self.average is not None:
             self.average.update(self.steps)
+
+    def _rewire(self, rewiring: Rewiring, pixels: Tensor, labels: Tensor) -> None:
+        try:
+            rewiring.step(lambda: self._loss(self.module, pixels, labels))
+        except NotFinite as error:
+            raise Diverged(str(error), self.epochs) from error
 
     def _loss(self, module: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
         """The sum of the images' losses."""
@@ -281,11 +286,20 @@ class Trainer:
         self.ranks.require_same("the weights", self.module.parameters())
 
     def measured(self, clock: "_Clock") -> Epoch:
-        """The end of an epoch: its losses, and the accuracy on the test images."""
+        """The end of an epoch: its losses, and the accuracy on the test images.
+
+        Raises `Diverged` where their loss is not finite: no scores can be compared then.
+        """
         images = self.sampler.images
         loss = float(self.sums[0]) / images
         self.sums.zero_()
         right, test_loss = self._tested()
+        if not isfinite(test_loss):
+            raise Diverged(
+                f"epoch {len(self.epochs) + 1}: the loss on the test images was not finite; try a "
+                "lower lr or a warmup",
+                self.epochs,
+            )
         return Epoch(
             epoch=len(self.epochs) + 1,
             loss=loss,

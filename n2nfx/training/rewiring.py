@@ -77,6 +77,10 @@ def _require_choice(what: str, value: object, known: Sequence[str]) -> None:
         )
 
 
+class NotFinite(CannotOperate):
+    """A weight or a gradient that decides what is rewired is no finite number."""
+
+
 class Rewiring:
     """Rewires the masks at work in a network's module, in place, while an optimizer trains it.
 
@@ -112,7 +116,7 @@ class Rewiring:
         """Count one step of training, and rewire where that is due; gives how many weights grew.
 
         `closure` computes the loss of a batch and gives it, without going backward. RigL needs it,
-        and calls it once where rewiring is due; SET never does. Raises `CannotOperate` for a
+        and calls it once where rewiring is due; SET never does. Raises `NotFinite` for a
         weight or a gradient that is not finite: nothing is changed then.
         """
         if closure is None and self.rules.method == "rigl":
@@ -194,7 +198,7 @@ class _Weight:
 
 def _require_finite(step: int, name: str, what: str, values: Tensor) -> None:
     if not values.isfinite().all():
-        raise CannotOperate(
+        raise NotFinite(
             f"step {step}: the {what} of {name} are not all finite, so it cannot be rewired; "
             "training has diverged, or the loss overflows"
         )
