@@ -11,13 +11,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from n2nfx.atomic import put_file
 from n2nfx.errors import CannotOperate
 from n2nfx.runspec import RunSpec
 from n2nfx.training import sweep
 from n2nfx.training.local import Local
+from n2nfx.training.runresult import MANIFEST, RESULT, Result, manifest_line
 from n2nfx.training.sweep import Ended, Job
 
 
@@ -69,12 +72,23 @@ def _do(spec: RunSpec, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def finish(folder: Path, status: str = "done", **values: Any) -> None:
+def finish(folder: Path, status: Literal["done", "diverged"] = "done", **values: Any) -> None:
     """Make the result, whole at once; raises FileExistsError where there is one already."""
+    result = Result(
+        name=folder.name, status=status, final_accuracy=None, best_accuracy=None, final_loss=None,
+        nnz=1, skip_nnz=0, size=2, multiply_adds=1, epochs=1, seconds=1.0, environments=1,
+    )  # fmt: skip
+    text = json.dumps({**asdict(result), "by": os.getpid(), **values})
     draft = folder / f"draft-{os.getpid()}"
-    draft.write_text(json.dumps({"status": status, "by": os.getpid(), **values}))
-    os.link(draft, folder / "result.json")
+    draft.write_text(text)
+    put_file(folder / MANIFEST, manifest_line(RESULT, text.encode()).encode())
+    os.link(draft, folder / RESULT)
     draft.unlink()
+
+
+def made_by(folder: Path) -> int:
+    """The process that made the result."""
+    return json.loads((folder / RESULT).read_bytes())["by"]
 
 
 class Told:

@@ -144,3 +144,14 @@ def test_they_are_gone_when_the_run_is_done(tmp_path: Path) -> None:
     places.discard()
     assert list(tmp_path.iterdir()) == []
     places.discard()
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_replaced(tmp_path: Path) -> None:
+    written(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").write_text("no directory")
+    places = Checkpoints(tmp_path)
+    one, notes = places.newest()
+    assert (one and one.step, len(notes)) == (2, 1)
+    places.write(checkpoint(3))
+    assert found(tmp_path) == (3, 0)

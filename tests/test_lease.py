@@ -1,5 +1,6 @@
 """A run is held by one process at most, and a dead one's lease is free."""
 
+import errno
 import json
 import os
 import signal
@@ -214,3 +215,20 @@ def test_giving_up_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     with claimed(tmp_path):
         lease.give_up(tmp_path, "another has it")
     assert found(tmp_path).state == "ended"
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(CannotOperate, match="cannot be written: Not a dir")
+    with refused, claimed(tmp_path / "file"):
+        pass
+
+
+def test_no_draft_is_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CannotOperate, match="No space left"), claimed(tmp_path):
+        pass
+    assert list((tmp_path / lease.FOLDER).iterdir()) == []

@@ -135,7 +135,6 @@ def as_printed(found: Recipe, out: Path, reverse: bool) -> None:
         sweep_samples.finish(
             folder, final_accuracy=90.0, best_accuracy=91.0, final_loss=0.1, nnz=1, size=2
         )
-        (folder / "MANIFEST.sha256").write_text(run.spec.name)
     for run in found.runs:
         if run.cell.density is not None:
             name = run.cell.model.removeprefix("n2nfx:").removesuffix("_cifar")

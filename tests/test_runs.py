@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from run_samples import results, spec
 import n2nfx
 from n2nfx import DamagedFile, UsageError
 from n2nfx.lock import held
+from n2nfx.runspec import RunSpec
 from n2nfx.training import progress, runs
 from n2nfx.training.loop import Epoch, Progress
+from n2nfx.training.runresult import sha256
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_all_files_have_the_sums_of_the_manifest(whole: Path) -> None:
     sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
     files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     assert set(sums) == files - {"MANIFEST.sha256"}
-    assert all(runs._sha256((whole / name).read_bytes()) == sums[name] for name in sums)
+    assert all(sha256((whole / name).read_bytes()) == sums[name] for name in sums)
 
 
 def test_two_processes_never_train_in_one_directory(tmp_path: Path) -> None:
@@ -111,6 +114,19 @@ def test_a_run_that_diverges_says_so_and_is_done(tmp_path: Path) -> None:
     assert "the loss was not finite" in result.reason
     assert runs.run(asked, tmp_path) == result
     assert not (tmp_path / "network").exists()
+
+
+@pytest.mark.parametrize("how", [{"lr": 1e10}, {"lr": 1e30, "rewiring": "set"}])
+@pytest.mark.parametrize("save_every", [0.0, 60.0])
+def test_a_network_of_which_no_score_is_finite_has_no_accuracy(
+    tmp_path: Path, how: dict[str, Any], save_every: float
+) -> None:
+    """One step an epoch: the losses in training are finite, and what its update leaves is not."""
+    asked = spec("plain", passes=("random{density=0.3}",), batch_size=120, epochs=4, **how)
+    result = runs.run(asked, tmp_path, save_every=save_every)
+    assert (result.status, result.final_accuracy) == ("diverged", None)
+    assert result.reason is not None
+    assert "finite" in result.reason
 
 
 def test_a_network_without_passes_is_the_dense_one(tmp_path: Path) -> None:
@@ -153,3 +169,44 @@ def test_it_is_told_while_a_run_trains(tmp_path: Path) -> None:
     assert told[-1].epoch == told[-1].epochs == 2
     assert told[-1].step == told[-1].steps
     assert told[-1].last is not None
+
+
+# Where it was trained
+
+
+def interrupted(asked: RunSpec, folder: Path) -> None:
+    """A run with a checkpoint, and more to do."""
+
+    def stop(progress: Progress) -> None:
+        if progress.step >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(asked, folder, watch=stop, save_every=0.0)
+
+
+@pytest.mark.parametrize("text", [None, b"{", b"[1]", b"\xff", b'[{"device": "abacus"}]'])
+def test_a_run_goes_on_though_it_is_not_known_where_it_was_trained(
+    tmp_path: Path, text: bytes | None
+) -> None:
+    interrupted(spec(), tmp_path)
+    path = tmp_path / "environment.json"
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text)
+    assert runs.run(spec(), tmp_path).environments == 2
+
+
+def test_a_run_that_goes_on_with_another_file_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "own.py"
+    source = (
+        "from torch.nn import *\ndef build(): return Sequential(Flatten(), {}(), Linear(192, 5))"
+    )
+    file.write_text(source.format("ReLU"))
+    asked = spec(passes=()).model_copy(update={"model": f"{file}:build"})
+    interrupted(asked, tmp_path / "run")
+    file.write_text(source.format("GELU"))
+    assert runs.run(asked, tmp_path / "run").environments == 2
+    assert f"files.{file}:build was " in caplog.text

@@ -48,7 +48,7 @@ def test_a_run_is_run_once(tmp_path: Path) -> None:
     assert standing(one.folder).state == "missing"
     assert do(one) == do(one) == Ended(one.spec.name, "done")
     assert begun(one) == 1
-    assert standing(one.folder).result["by"] == os.getpid()
+    assert sweep_samples.made_by(one.folder) == os.getpid()
 
 
 def test_a_run_that_diverged_has_a_result(tmp_path: Path) -> None:
@@ -115,6 +115,28 @@ def test_a_damaged_result_is_no_result(tmp_path: Path, text: str) -> None:
     assert "delete it" in standing(tmp_path).told
 
 
+def test_a_result_that_was_changed_or_moved_is_no_result(tmp_path: Path) -> None:
+    (one,) = sweep.left(specs(1), tmp_path)
+    do(one)
+    path = one.folder / "result.json"
+    text = path.read_text()
+    path.write_text(text.replace('"nnz": 1', '"nnz": 2'))
+    assert "does not have the SHA-256" in standing(one.folder).told
+    path.write_text(text)
+    assert standing(one.folder).is_over
+    other = one.folder.rename(tmp_path / "other")
+    assert standing(other).state == "failed"
+    assert f"has the result of {one.spec.name}" in standing(other).told
+
+
+@pytest.mark.parametrize("name", ["result.json", "leases/0001.json"])
+def test_a_folder_where_a_file_should_be_is_a_matter_of_its_run_alone(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    assert standing(tmp_path).state in ("failed", "stopped")
+
+
 # --- which jobs --------------------------------------------------------------------------------
 
 
@@ -158,7 +180,7 @@ def test_a_sweep_does_all_in_as_many_processes_as_there_are_slots(tmp_path: Path
     assert {one.state for one in told.states.values()} == {"done"}
     assert [name for name, _ in told.begun] == [spec.name for spec in jobs]
     assert sorted(told.progressed) == [f"at {seed}" for seed in range(6)]
-    made_by = {standing(tmp_path / spec.name).result["by"] for spec in jobs}
+    made_by = {sweep_samples.made_by(tmp_path / spec.name) for spec in jobs}
     assert len(made_by) == 2
     assert os.getpid() not in made_by
     assert swept(tmp_path, jobs).states == {}

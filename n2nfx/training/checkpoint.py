@@ -61,13 +61,13 @@ class Checkpoints:
         """
         plan = {"step": checkpoint.step, "facts": dict(checkpoint.facts)}
         if self._free in self._damaged:  # it may be damaged so that nothing replaces it
-            shutil.rmtree(self.folder / self._free)
+            _remove(self.folder / self._free)
             self._damaged.discard(self._free)
         try:
             artifact.write(self.folder / self._free, plan, checkpoint.tensors, {}, force=True)
         except CannotOperate as error:
             raise CannotOperate(
-                f"{error}; or make room and start the same run again: it goes on from the last "
+                f"{error}; or make room and start the same run again (of a recipe: --retry): it goes on from the last "
                 "checkpoint, which is whole"
             ) from error
         self._free = next(place for place in _PLACES if place != self._free)
@@ -75,6 +75,13 @@ class Checkpoints:
     def discard(self) -> None:
         """Delete them all: the run is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -29,6 +29,7 @@ from n2nfx.paper import order, table3
 from n2nfx.paper.networks import Setting
 from n2nfx.recipe import Cell, Recipe, Run
 from n2nfx.training import report as accuracies
+from n2nfx.training import runresult
 from n2nfx.training.printed import Spread, distance, place_of
 from n2nfx.training.report import Connectivity, Report, Row, brief, percent, spread_of
 from n2nfx.training.status import standing
@@ -175,14 +176,20 @@ def _compared(
             try:
                 if heats is None:
                     heats = table3.measured(_graph(reference, out))
-                result = standing(out / run.spec.name).result
-                density = run.cell.density or result["nnz"] / result["size"]
-                cell = table3.cell(place_of(run.cell, density), heats, _graph(run, out))
+                place = place_of(run.cell, run.cell.density or _density(run, out))
+                cell = table3.cell(place, heats, _graph(run, out))
             except N2nfxError as error:
                 yield run, first_line(error)
                 continue
             kept.write(cell)
         yield run, cell
+
+
+def _density(run: Run, out: Path) -> float:
+    """The density that a run ended with."""
+    result = runresult.read(out / run.spec.name)
+    assert result is not None, run.spec.name  # only such runs are compared
+    return result.nnz / result.size
 
 
 @dataclass(frozen=True)

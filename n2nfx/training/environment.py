@@ -2,20 +2,28 @@
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import n2nfx
+from n2nfx import ownfile
 from n2nfx.plan import versions
+from n2nfx.training.runresult import contents, sha256
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """JSON data about this process; where it is the same, a run gives the same bits (on CPUs)."""
+def environment(device: torch.device, processes: int, names: Iterable[str]) -> dict[str, Any]:
+    """JSON data about this process; where it is the same, a run gives the same bits (on CPUs).
+
+    `names` are the run's model and data: files of one's own are told by their SHA-256.
+    """
+    files = {n: sha256(contents(ownfile.require(n))) for n in names if ownfile.is_file(n)}
     return {
         "versions": versions(),
         "code": _code(),
+        **({"files": files} if files else {}),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": _named(device),
         "processes": processes,

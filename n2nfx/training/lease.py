@@ -22,8 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from n2nfx.atomic import sync_folder
-from n2nfx.errors import N2nfxError, described, first_line
+from n2nfx.errors import CannotOperate, N2nfxError, described, first_line
 
 FOLDER = "leases"
 
@@ -75,6 +77,20 @@ class Lease:
         return (time.time() if now is None else now) - self.beat < _BEAT * _PATIENCE
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What a lease's file says; its name and its time say the rest."""
+
+    holder: Holder
+    state: State
+    reason: str
+
+
+@cache
+def _said() -> TypeAdapter[_Said]:
+    return TypeAdapter(_Said)
+
+
 def newest(folder: Path) -> Lease | None:
     """The newest lease of a run's folder; None where nobody ever began."""
     numbers = _numbers(folder / FOLDER)
@@ -85,10 +101,14 @@ def newest(folder: Path) -> Lease | None:
 def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator[Lease]:
     """Hold the lease of a run while the body works, and write down how that ended.
 
-    Raises `Taken` where another holds it. `on_lost` is called, in another thread, should somebody
-    have taken it over: from a process that was stopped for a minute, as seen from another host.
+    Raises `Taken` where another holds it, CannotOperate where the folder cannot be written.
+    `on_lost` is called, in another thread, should somebody have taken it over: from a process that
+    was stopped for a minute, as seen from another host.
     """
-    lease = _claim(folder)
+    try:
+        lease = _claim(folder)
+    except OSError as error:
+        raise CannotOperate(f"{folder}: cannot be written: {error.strerror}") from error
     over = threading.Event()
     heart = threading.Thread(
         target=_beat, args=(folder, lease.number, over, on_lost or _nothing), daemon=True
@@ -112,7 +132,7 @@ def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator
 
 def give_up(folder: Path, reason: str) -> None:
     """Write down that a run failed, whose process cannot do it any more."""
-    with suppress(Taken, GaveUp), claimed(folder):
+    with suppress(Taken, GaveUp, CannotOperate), claimed(folder):
         raise GaveUp(reason)
 
 
@@ -171,11 +191,15 @@ def _beat(folder: Path, number: int, over: threading.Event, on_lost: Callable[[]
 def _draft(leases: Path, state: State, reason: str) -> Path:
     """A finished lease under a hidden name."""
     path = leases / f".{secrets.token_hex(8)}"
-    said = {"holder": asdict(this_process()), "state": state, "reason": reason}
-    with path.open("x") as file:
-        json.dump(said, file)
-        file.flush()
-        os.fsync(file.fileno())
+    said = _Said(this_process(), state, reason)
+    try:
+        with path.open("x") as file:
+            json.dump(asdict(said), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -188,9 +212,9 @@ def _read(leases: Path, number: int) -> Lease:
     path = _path(leases, number)
     try:
         beat = path.stat().st_mtime
-        said = json.loads(path.read_bytes())
-        return Lease(number, Holder(**said["holder"]), said["state"], said["reason"], beat)
-    except (ValueError, TypeError, KeyError):
+        said = _said().validate_json(path.read_bytes(), strict=True)
+        return Lease(number, said.holder, said.state, said.reason, beat)
+    except (ValidationError, IsADirectoryError):
         return Lease(number, Holder("", 0, ""), "stopped", f"{path} is damaged")
 
 

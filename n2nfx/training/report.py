@@ -18,6 +18,7 @@ from n2nfx.training.status import Standing, standing
 SCHEMA = "n2nfx.recipe-report/1"
 
 _UNFINISHED = ("running", "stopped", "failed", "diverged", "missing")
+_TOLD = ("failed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,23 @@ def rows(recipe: Recipe, out: Path) -> list[Row]:
 
 
 def _row(cell: Cell, stands: Sequence[Standing], paper: str) -> Row:
-    done = [one.result for one in stands if one.state == "done"]
-    over = [one.result for one in stands if one.is_over]
+    over = [one.result for one in stands if one.result is not None]
+    done = [result for result in over if result.status == "done"]
     return Row(
         cell=cell,
         states=Counter(one.state for one in stands),
-        final=spread_of(result["final_accuracy"] for result in done),
-        best=spread_of(result["best_accuracy"] for result in done),
-        loss=spread_of(result["final_loss"] for result in done),
-        nnz=tuple(sorted({result["nnz"] for result in over})),
+        final=spread_of(result.final_accuracy for result in done),
+        best=spread_of(result.best_accuracy for result in done),
+        loss=spread_of(result.final_loss for result in done),
+        nnz=tuple(sorted({result.nnz for result in over})),
         paper=printed(paper, cell),
-        told=tuple(filter(None, (one.told or one.result.get("reason") for one in stands))),
+        told=tuple(one.told for one in stands if one.state in _TOLD and one.told),
     )
 
 
-def spread_of(values: Iterable[float]) -> Spread | None:
+def spread_of(values: Iterable[float | None]) -> Spread | None:
     """Mean and deviation of numbers; None where there are none."""
-    numbers = list(values)
+    numbers = [value for value in values if value is not None]
     if not numbers:
         return None
     return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
@@ -240,7 +241,7 @@ def as_markdown(found: Report) -> str:
     for table in tables(found.rows):
         head = ["", *map(percent, table.densities)]
         body = [
-            [method, *("<br>".join(lines(row)) if row else "" for row in cells)]
+            [_cell(method), *("<br>".join(lines(row)) if row else "" for row in cells)]
             for method, cells in table.each()
         ]
         rule = ["---"] * len(head)
@@ -248,6 +249,11 @@ def as_markdown(found: Report) -> str:
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body)))
     parts += [f"* {note}" for note in found.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A text in a table of Markdown, where a bar would end its cell."""
+    return text.replace("|", "\\|")
 
 
 def as_csv(found: Report) -> str:

@@ -10,7 +10,6 @@ result.json       what came out: there when the run is done, and only then
 MANIFEST.sha256   the files' SHA-256, as `sha256sum -c` reads them
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -39,37 +38,12 @@ from n2nfx.training.data import Data, load_for
 from n2nfx.training.environment import environment
 from n2nfx.training.loop import Diverged, Epoch, Progress, train
 from n2nfx.training.ranks import Ranks, joined, own_device
+from n2nfx.training.runresult import MANIFEST, RESULT, Result, contents, manifest_line, read
 
 CONFIG, ENVIRONMENT, EVENTS = "config.json", "environment.json", "events.jsonl"
-RESULT, MANIFEST = "result.json", "MANIFEST.sha256"
 CHECKPOINTS, NETWORK = "checkpoints", "network"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of a run. Accuracies are on the test images, in percent.
-
-    `final_loss` is the last epoch's mean training loss. A run that `diverged` has no final values,
-    and `reason` says where it was. `nnz` are the kept weights, `skip_nnz` those of them in skips,
-    of `size` prunable ones. `environments` is in how many different ones it was trained: only with
-    one are its last bits those of an uninterrupted run.
-    """
-
-    name: str
-    status: Literal["done", "diverged"]
-    final_accuracy: float | None
-    best_accuracy: float | None
-    final_loss: float | None
-    nnz: int
-    skip_nnz: int
-    size: int
-    multiply_adds: int
-    epochs: int
-    seconds: float
-    environments: int
-    reason: str | None = None
 
 
 def run(
@@ -118,16 +92,8 @@ def make(spec: RunSpec, data: Data) -> Outcome:
 def _finished(folder: Path, spec: RunSpec) -> Result | None:
     """What came out, where the run is done; raises where the directory is another run's."""
     _require_of(folder, spec)
-    if not (folder / RESULT).exists():
-        return None
-    text = _bytes(folder / RESULT)
-    if f"{_sha256(text)}  {RESULT}\n".encode() not in _bytes(folder / MANIFEST):
-        raise DamagedFile(
-            f"{folder / RESULT}: does not have the SHA-256 that {MANIFEST} gives: it changed; "
-            "restore it, or delete it to train again"
-        )
-    result = Result(**json.loads(text))
-    if result.status == "done":
+    result = read(folder)
+    if result is not None and result.status == "done":
         Checkpoints(folder / CHECKPOINTS).discard()  # being killed may have left them
     return result
 
@@ -137,9 +103,14 @@ def _require_of(folder: Path, spec: RunSpec) -> None:
     if not path.exists():
         return
     try:
-        there = RunSpec.model_validate_json(_bytes(path))
+        there = RunSpec.model_validate_json(contents(path))
     except ValidationError as error:
-        raise DamagedFile(f"{path}: is not the configuration of a run: {error}") from error
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DamagedFile(
+            f"{path}: is not the configuration of a run: {key}: {first['msg']}; restore it, or "
+            f"delete {folder} to train again"
+        ) from error
     if there != spec:
         key, found, asked = next(_differences(there.model_dump(), spec.model_dump()))
         raise UsageError(
@@ -151,11 +122,12 @@ def _require_of(folder: Path, spec: RunSpec) -> None:
 def _differences(
     one: Mapping[str, Any], other: Mapping[str, Any], at: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    for key, value in one.items():
-        if isinstance(value, dict):
-            yield from _differences(value, other[key], f"{at}{key}.")
-        elif value != other[key]:
-            yield f"{at}{key}", value, other[key]
+    for key in {**one, **other}:
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            yield from _differences(mine, theirs, f"{at}{key}.")
+        elif mine != theirs:
+            yield f"{at}{key}", mine, theirs
 
 
 @contextmanager
@@ -217,7 +189,8 @@ class _Session:
         saved, notes = checkpoints.newest()
         for note in notes:
             _log.warning("%s; going on from %s", note, "the one before" if saved else "the start")
-        here = environment(self.device, self.ranks.count)
+        named = (self.spec.model, self.spec.data)
+        here = environment(self.device, self.ranks.count, named)
         if not self.ranks.first:
             return saved
         for name in (CONFIG, ENVIRONMENT, EVENTS, MANIFEST, RESULT):
@@ -235,7 +208,16 @@ class _Session:
         return saved
 
     def _environments(self) -> list[dict[str, Any]]:
-        return json.loads(_bytes(self.folder / ENVIRONMENT))
+        """Those of this run so far; one that is not known where their file is damaged."""
+        path = self.folder / ENVIRONMENT
+        try:
+            found = json.loads(contents(path))
+            if isinstance(found, list) and all(isinstance(one, dict) for one in found):
+                return found
+        except (DamagedFile, ValueError):
+            pass
+        _log.warning("%s: is damaged; where the run was trained before is not known", path)
+        return [{"unknown": f"{ENVIRONMENT} was damaged"}]
 
     @contextmanager
     def _telling(self, saved: Checkpoint | None) -> Iterator[Callable[[Epoch], None]]:
@@ -262,7 +244,7 @@ class _Session:
         except OSError as error:
             raise CannotOperate(
                 f"{path}: cannot be written: {error.strerror}; make room and start the same run "
-                "again: it goes on from its last checkpoint"
+                "again (of a recipe: --retry): it goes on from its last checkpoint"
             ) from error
 
     def _closed(
@@ -289,10 +271,9 @@ class _Session:
         if self.ranks.first:
             text = _text(asdict(result))
             names = [CONFIG, ENVIRONMENT, EVENTS, *self._network_files()]
-            sums = {name: _sha256(_bytes(self.folder / name)) for name in names}
-            sums[RESULT] = _sha256(text)
-            lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
-            put_file(self.folder / MANIFEST, "".join(lines).encode())
+            lines = [manifest_line(name, contents(self.folder / name)) for name in names]
+            manifest = "".join([*lines, manifest_line(RESULT, text)])
+            put_file(self.folder / MANIFEST, manifest.encode())
             put_file(self.folder / RESULT, text)
         return result
 
@@ -314,14 +295,3 @@ def _text(data: Any) -> bytes:
 
 def _line(data: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(data)}\n".encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DamagedFile(f"{path}: cannot be read: {error.strerror}") from error

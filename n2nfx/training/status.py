@@ -1,52 +1,56 @@
 """Where a run stands, as its folder says."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from n2nfx.training import lease
+from n2nfx.errors import DamagedFile
+from n2nfx.training import lease, runresult
+from n2nfx.training.runresult import Result
 
-RESULT, EVENTS = "result.json", "events.jsonl"
+EVENTS = "events.jsonl"
 
 State = Literal["done", "diverged", "running", "stopped", "failed", "missing"]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a run is. `told` is who runs it, or why it failed; `result` what came out.
+    """How far a run is, who runs it or why it ended as it did (`told`), and what came out.
 
     `stopped` is a run that was interrupted: it goes on by itself. `missing` was never begun.
     """
 
     state: State
     told: str = ""
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Result | None = None
 
     @property
     def is_over(self) -> bool:
         """Whether there is a result."""
         return self.state in ("done", "diverged")
 
+    @property
+    def is_left(self) -> bool:
+        """Whether there is something to do that nobody need ask for."""
+        return not self.is_over and self.state != "failed"
+
 
 def epochs_done(folder: Path) -> int:
     """How many epochs of the run in a folder are measured; a line that is half written is none."""
     try:
         return (folder / EVENTS).read_bytes().count(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
 def standing(folder: Path) -> Standing:
-    """Where the run in a folder stands."""
+    """Where the run in a folder of its name stands."""
     try:
-        result = json.loads((folder / RESULT).read_bytes())
-        return Standing(result["status"], "", result)
-    except FileNotFoundError:
-        pass
-    except (ValueError, TypeError, KeyError):
-        return Standing("failed", f"{folder / RESULT} is damaged: delete it to run it again")
+        result = runresult.read(folder)
+    except DamagedFile as error:
+        return Standing("failed", str(error))
+    if result is not None:
+        return _over(folder, result)
     last = lease.newest(folder)
     if last is None:
         return Standing("missing")
@@ -58,3 +62,9 @@ def standing(folder: Path) -> Standing:
         return Standing("stopped", last.reason)
     log = lease.log_of(folder, last.number)
     return Standing("failed", f"{last.reason} ({log})" if log.exists() else last.reason)
+
+
+def _over(folder: Path, result: Result) -> Standing:
+    if result.name != folder.name:
+        return Standing("failed", f"{folder}: has the result of {result.name}: move it there")
+    return Standing(result.status, result.reason or "", result)

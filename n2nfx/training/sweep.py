@@ -70,7 +70,7 @@ def left(
     for spec in specs:
         folder = out / spec.name
         found = standing(folder)
-        if not found.is_over and (retry or found.state != "failed"):
+        if found.is_left or (retry and found.state == "failed"):
             job = Job(spec, folder, data_root=data_root, retry=retry, tensorboard=tensorboard)
             jobs.setdefault(spec.name, job)
     return list(jobs.values())
@@ -106,6 +106,8 @@ def work(job: Job, run: Runner, watch: Callable[[Any], None] | None = None) -> E
     except Exception as error:
         return Ended(name, "failed", lease.told(error))
     over = standing(job.folder)
+    if not over.is_over:
+        return Ended(name, "failed", over.told)
     return Ended(name, "diverged" if over.state == "diverged" else "done")
 
 
