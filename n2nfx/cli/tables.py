@@ -1,9 +1,13 @@
 """How tables and numbers look on a terminal, and where there is none."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from n2nfx.cli.text import printable
 
 _WIDTH = 1000  # where stdout is no terminal: nothing is cut
 
@@ -19,11 +23,21 @@ def say(out: Console, line: str) -> None:
     out.print(line, soft_wrap=True, markup=False)
 
 
+class _Plain(Table):
+    """A table whose texts are shown as they are: brackets in them are no markup."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        plain = (Text(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*plain, **options)
+
+
 def table(*columns: str, left: int = 2) -> Table:
     """A table whose first columns are words and whose others are numbers."""
-    made = Table(box=None, header_style="bold", pad_edge=False)
+    made = _Plain(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+        made.add_column(
+            Text(printable(column)), justify="left" if index < left else "right", no_wrap=True
+        )
     return made
 
 

@@ -1,7 +1,7 @@
 """A recipe's figure: accuracy by epoch (as Fig. 5), or test error by density (as Fig. 6)."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,20 @@ def curves(recipe: Recipe, out: Path) -> Figure:
 
     Raises CannotOperate where there is nothing to draw yet.
     """
-    return _drawn(recipe, out, lambda axis, table: _curves(axis, recipe, table, out))
+    several = len(recipe.matrix.densities) > 1
+    colours = _colours(_label(cell, several) for cell in recipe.cells)
+    folders: dict[Cell, list[Path]] = {}
+    for run in recipe.runs:
+        folders.setdefault(run.cell, []).append(out / run.spec.name)
+
+    def draw(axis: Any, table: Table) -> None:
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("test accuracy, %")
+        for cell in _cells(table):
+            name = _label(cell, several)
+            _curve(axis, name, colours[name], [_accuracies(one) for one in folders[cell]])
+
+    return _drawn(recipe, out, draw)
 
 
 def errors(recipe: Recipe, out: Path) -> Figure:
@@ -26,74 +39,84 @@ def errors(recipe: Recipe, out: Path) -> Figure:
 
     Raises CannotOperate where there is nothing to draw yet.
     """
-    return _drawn(recipe, out, _errors)
+    colours = _colours(cell.method for cell in recipe.cells if cell.density is not None)
+    return _drawn(recipe, out, lambda axis, table: _errors(axis, table, colours))
 
 
-def _drawn(recipe: Recipe, out: Path, draw: Callable[[Any, Table], int]) -> Figure:
-    """A panel for each table, and in it so many lines as `draw` says that it drew."""
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, the same in every panel and however much of the table is there."""
+    return {name: f"C{place}" for place, name in enumerate(dict.fromkeys(names))}
+
+
+def _label(cell: Cell, several: bool) -> str:
+    """What a curve is called, where there are several densities."""
+    return f"{cell.method}, {percent(cell.density)}" if several and cell.density else cell.method
+
+
+def _drawn(recipe: Recipe, out: Path, draw: Callable[[Any, Table], None]) -> Figure:
+    """A panel for each table, and one legend of all lines in them."""
     found = tables(rows(recipe, out))
     figure = Figure(figsize=(1 + 4 * len(found), 3.6), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
-    drawn = 0
     for axis, table in zip(axes, found, strict=True):
-        axis.set_title(table.title, fontsize=9)
-        drawn += draw(axis, table)
-    if not drawn:
+        axis.set_title(table.title, fontsize=9, parse_math=False)
+        draw(axis, table)
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if not handles:
         raise CannotOperate(f"{out}: no run of {recipe.name} has anything to draw yet")
-    axes[0].legend(fontsize=8)
+    legend = axes[0].legend(handles.values(), handles.keys(), fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
-def _curves(axis: Any, recipe: Recipe, table: Table, out: Path) -> int:
-    """Mean accuracy by epoch of every cell, and between which its runs are."""
-    drawn = 0
-    for cell in _cells(table):
-        runs = [run.spec.name for run in recipe.runs if run.cell == cell]
-        curves = [curve for name in runs if (curve := _accuracies(out / name))]
-        if not curves:
-            continue
-        columns = list(zip(*curves, strict=False))  # as far as all runs are
-        epochs = range(1, len(columns) + 1)
-        means = [sum(column) / len(column) for column in columns]
-        name = (
-            cell.method if len(table.densities) <= 2 else f"{cell.method}, {percent(cell.density)}"
-        )
-        (line,) = axis.plot(epochs, means, label=name, linewidth=1)
-        low, high = ([pick(column) for column in columns] for pick in (min, max))
-        axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        drawn += 1
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("test accuracy, %")
-    return drawn
+def _shown(name: str) -> str:
+    """A name as the legend takes it, which leaves out what begins with a low line."""
+    return f" {name}" if name.startswith("_") else name
 
 
-def _errors(axis: Any, table: Table) -> int:
+def _curve(axis: Any, name: str, colour: str, runs: Sequence[Sequence[float]]) -> None:
+    """Mean accuracy by epoch of a cell, and between which its runs are."""
+    columns = list(zip(*filter(None, runs), strict=False))  # as far as all runs are
+    if not columns:
+        return
+    epochs = range(1, len(columns) + 1)
+    means = [sum(column) / len(column) for column in columns]
+    marker = "o" if len(columns) == 1 else ""
+    axis.plot(epochs, means, label=_shown(name), color=colour, linewidth=1, marker=marker)
+    low, high = ([pick(column) for column in columns] for pick in (min, max))
+    axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _errors(axis: Any, table: Table, colours: dict[str, str]) -> None:
     """Mean test error of every method by density, which falls to the right."""
-    drawn = 0
-    for method, found in table.each():
-        known = [row for row in found if row is not None and row.final is not None]
-        points = [(row.cell.density, row) for row in known]
-        dense = [row for density, row in points if density is None]
-        pruned = [(density, row) for density, row in points if density is not None]
-        for row in dense:
-            axis.axhline(_error(row), label=method, color="black", linewidth=0.8, linestyle=":")
-        if pruned:
+    densities = sorted(density for density in table.densities if density is not None)
+    for method, cells in table.methods.items():
+        dense = cells.get(None)
+        if dense is not None and dense.final is not None:
+            style = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+            axis.axhline(_error(dense), label=_shown(method), **style)
+        points = [(density, row) for density in densities if (row := cells.get(density))]
+        points = [(density, row) for density, row in points if row.final is not None]
+        if points:
             axis.errorbar(
-                [100 * density for density, _ in pruned],
-                [_error(row) for _, row in pruned],
-                yerr=[(row.final.std or 0.0) if row.final else 0.0 for _, row in pruned],
-                label=method, marker="o", markersize=3, linewidth=1, capsize=2,
+                [100 * density for density, _ in points],
+                [_error(row) for _, row in points],
+                yerr=[(row.final.std or 0.0) if row.final else 0.0 for _, row in points],
+                label=_shown(method), color=colours[method], marker="o", markersize=3,
+                linewidth=1, capsize=2,
             )  # fmt: skip
-        drawn += len(known)
-    densities = [100 * density for density in table.densities if density is not None]
     if densities:
         axis.set_xscale("log")
-        axis.set_xticks(densities, [f"{density:g}%" for density in densities])
+        ticks = [100 * density for density in densities]
+        axis.set_xticks(ticks, [f"{density:g}%" for density in ticks])
         axis.minorticks_off()
         axis.invert_xaxis()
     axis.set_xlabel("density")
     axis.set_ylabel("test error, %")
-    return drawn
 
 
 def _error(row: Row) -> float:
@@ -109,13 +132,13 @@ def _cells(table: Table) -> Iterator[Cell]:
 def _accuracies(folder: Path) -> Sequence[float]:
     """A run's accuracy by epoch, as far as it is; a last line that is half written is none."""
     try:
-        text = (folder / EVENTS).read_text()
-    except FileNotFoundError:
+        text = (folder / EVENTS).read_bytes()
+    except OSError:
         return []
     found = []
     for line in text.splitlines():
         try:
-            found.append(json.loads(line)["accuracy"])
+            found.append(float(json.loads(line)["accuracy"]))
         except (ValueError, KeyError, TypeError):
             break
     return found

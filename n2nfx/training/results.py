@@ -38,7 +38,7 @@ def draw(recipe: Recipe, out: Path, file: Path) -> None:
         known = " or ".join(f"figure={name}" for name in _FIGURES)
         raise UsageError(f"{recipe.name} has no figure; {known} gives it one")
     figure = _function(_FIGURES[recipe.figure])(recipe, out)
-    figure.suptitle(recipe.title, fontsize=10)
+    figure.suptitle(recipe.title, fontsize=10, parse_math=False)
     save(figure, file)
 
 
