@@ -142,11 +142,16 @@ class Recipe(Part):
         return RunSpec(
             model=cell.model,
             data=cell.data,
-            passes=tuple(_WORD.sub(repr(cell.density), t) for t in self.methods[cell.method]),
+            passes=tuple(with_density(t, cell.density) for t in self.methods[cell.method]),
             seed=seed,
             scoring_images=self.scoring_images,
             training=self.training,
         )
+
+
+def with_density(text: str, density: float | None) -> str:
+    """A pass as a recipe has it, with the density in its place."""
+    return _WORD.sub(repr(density), text)
 
 
 def _has_density(passes: object) -> bool:
@@ -178,6 +183,8 @@ def find(name: str) -> Traversable:
             "or a file.toml"
         )
     if not path.is_file():
+        if path.is_dir():
+            raise UsageError(f"{name} is a folder, not a recipe's file")
         near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.toml")])
         raise UsageError(f"there is no file {name}{near}")
     return path
@@ -205,7 +212,8 @@ def parse(data: Mapping[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(_as_tuples(data), strict=True)
     except ValidationError as error:
-        lines = [line for one in error.errors() for line in _told(one)]
+        found = error.errors()
+        lines = [line for one in found if not _follows(one, found) for line in _told(one)]
         parts = (data.get(key) for key in ("matrix", "methods", "table"))
         lines += _misfits(*parts)  # seen though others are wrong
         told = "\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))
@@ -253,7 +261,7 @@ def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"{text!r} is not key=value, such as training.epochs=30")
-    given = _toml(key, value) or _toml(key, json.dumps(value.strip()))
+    given = _toml(key, value) or _toml(key, _text(value.strip()))
     if given is None:
         raise UsageError(f"{key!r} is no key, such as training.epochs or matrix.seeds")
     spanned = given.get("matrix")
@@ -317,6 +325,13 @@ def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(value, list | tuple)
 
 
+def _follows(error: Any, found: Sequence[Any]) -> bool:
+    """Whether a list is only told to be too short because of what is wrong with its items."""
+    at = error["loc"]
+    inside = any(one["loc"][: len(at)] == at and len(one["loc"]) > len(at) for one in found)
+    return error["type"] == "too_short" and inside
+
+
 def _told(error: Any) -> Iterator[str]:
     """One of pydantic's errors as lines: the key, what is wrong, the nearest right thing."""
     path = ".".join(map(str, error["loc"]))
@@ -333,7 +348,7 @@ def _told(error: Any) -> Iterator[str]:
             near = did_you_mean(str(error["input"]), known)
             yield f"{path}: must be {' or '.join(known)}, not {error['input']!r}{near}"
         case _:
-            reason = error["msg"].replace("Input should", "should").replace("tuple", "list")
+            reason = re.sub("[Tt]uple", "list", error["msg"].replace("Input should", "should"))
             yield f"{path}: {reason} (got {_shown(error['input'])})"
 
 

@@ -331,6 +331,14 @@ def negative():
     (images, _), test = arrays()
     return (images, [0, -1]), test
 
+def others():
+    train, _ = arrays()
+    return train, (np.zeros((2, 1, 4, 4), np.uint8), [0, 1])
+
+def empty():
+    part = np.zeros((2, 3, 0, 4), np.uint8), [0, 1]
+    return part, part
+
 def nothing():
     return 5
 
@@ -379,8 +387,10 @@ def test_a_channel_that_never_changes_is_only_shifted(tmp_path: Path) -> None:
     [
         ("floats", CannotOperate, "mine.py:floats: images must be uint8"),
         ("negative", CannotOperate, "labels must be whole numbers from 0"),
+        ("others", CannotOperate, "training images are of 3x4x4, test images of 1x4x4"),
+        ("empty", CannotOperate, "images of 3x0x4 have no pixels"),
         ("nothing", CannotOperate, "returned int; it must return"),
-        ("wrong", CannotOperate, r"mine.py:21: ValueError: no luck"),
+        ("wrong", CannotOperate, r"mine.py:29: ValueError: no luck"),
         ("arays", UsageError, "did you mean arrays"),
     ],
 )

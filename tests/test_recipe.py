@@ -304,3 +304,20 @@ def test_a_file_with_any_piece_changed_is_read_or_refused(
     file.write_bytes(whole[:cut] + put + whole[cut + len(put) :])
     found = outcome(lambda: read(str(file)))
     assert found[0].startswith(str(file)) if isinstance(found, list) else found.runs
+
+
+def test_a_wrong_item_is_told_without_what_follows_from_it() -> None:
+    with pytest.raises(UsageError) as told:
+        read("smoke", ["matrix.seeds=a,b"])
+    lines = str(told.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["matrix.seeds.0", "matrix.seeds.1"]
+
+
+def test_any_sign_stands_in_a_title() -> None:
+    assert read("smoke", ["title=\N{GRINNING FACE} \x7f"]).title == "\N{GRINNING FACE} \x7f"
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "d.toml").mkdir()
+    with pytest.raises(UsageError, match=r"d.toml is a folder"):
+        read(str(tmp_path / "d.toml"))

@@ -1,14 +1,17 @@
 """`n2nfx recipe`: what is printed, where, and the exit codes."""
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rich.progress
 import sweep_samples
@@ -18,7 +21,7 @@ from rich.console import Console
 from n2nfx import recipe
 from n2nfx.cli import main
 from n2nfx.cli.recipe_text import _Bars
-from n2nfx.training import lease, local, plan
+from n2nfx.training import figures, lease, local, plan
 from n2nfx.training.loop import Progress
 from n2nfx.training.plan import Speed
 from n2nfx.training.sweep import Job, work
@@ -488,3 +491,117 @@ def test_watching_ends_when_nothing_is_left_to_wait_for(
     shown = run("report", mine, "--out", half_run, "--watch", "--format", "csv").stdout
     assert shown.count("model,data,method") == 2
     assert "85.0" in shown  # the mean of 93 and 77
+
+
+# --- what goes wrong around runs ---------------------------------------------------------------
+
+
+def full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.usefixtures("trained_by_samples")
+def test_a_folder_that_cannot_be_written_fails_every_run_and_is_told(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("run", mine, "matrix.seeds=0", "--out", str(tmp_path / "runs"))
+    assert result.exit_code == 5
+    assert "3 of 3 runs failed" in result.stderr
+    assert "cannot be written: No space left on device" in result.stderr
+
+
+def test_a_copy_that_cannot_be_written_leaves_the_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("precious")
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("cp", "table1", str(file), "--force").exit_code == 3
+    assert file.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_there_is_not_is_told_before_anything_starts(
+    mine: str, tmp_path: Path, command: str, device: str
+) -> None:
+    out = tmp_path / "runs"
+    result = run(command, mine, "--device", device, "--out", str(out))
+    assert result.exit_code == 2
+    assert f"there is no device {device!r}" in result.stderr
+    assert not out.exists()
+
+
+def test_names_are_shown_as_they_are(mine: str, tmp_path: Path) -> None:
+    named = ["methods.'RP [/b] a|b'=['random{density=DENSITY}']", "title=a [/i] b"]
+    shown = run("report", mine, *named, "--out", str(tmp_path)).stdout
+    assert "RP [/b] a|b" in shown
+    assert "a [/i] b" in shown
+    marked = run("report", mine, *named, "--out", str(tmp_path), "--format", "markdown").stdout
+    assert "| RP [/b] a\\|b |" in marked
+
+
+def test_every_fault_is_a_line() -> None:
+    told = run("validate", "smoke", "training.epochs=0", "training.foo=3").stderr.splitlines()
+    assert len(told) == 2
+    assert "training.epochs" in told[0]
+    assert "training.foo" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("training.images=9999", "images=9,999, and there are 512 to train on"),
+        ("training.batch_size=1", "batch norms need 2 images on each: change batch_size\n"),
+        ("training.images=1", "batch norms need 2 images on each: change batch_size\n"),
+        ("training.images=321", "or train on 320 images"),
+        ("methods.RP=['random{density=0DENSITY}']", "density"),
+    ],
+)
+def test_what_every_run_would_fail_on_is_no_valid_recipe(asked: str, told: str) -> None:
+    result = run("validate", "smoke", asked)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_what_failed_is_not_planned_but_told(mine: str, half_run: str) -> None:
+    made = said("plan", mine, "--out", half_run, "--no-probe")
+    assert (made["left"], made["failed"]) == (1, 1)
+    shown = run("plan", mine, "--out", half_run, "--no-probe").stdout
+    assert "1 failed: run --retry runs them again" in shown
+
+
+def test_who_is_at_work_is_no_reason_of_a_failure(mine: str, tmp_path: Path) -> None:
+    with lease.claimed(tmp_path / recipe.read(mine).runs[0].spec.name):
+        told = said("report", mine, "--out", str(tmp_path))
+    assert (told["cells"][0]["running"], told["cells"][0]["reasons"]) == (1, [])
+
+
+def test_a_method_has_its_colour_however_much_is_there(tmp_path: Path) -> None:
+    """Densities in any order, names that matplotlib would leave out or read as formulas."""
+    asked = [
+        "matrix.models=a.py:net,b.py:net", "matrix.densities=0.1,0.5,0.2", "matrix.seeds=0",
+        "matrix.methods=['_RP','N$2']",
+        "methods={_RP=['random{density=DENSITY}'], 'N$2'=['snip{density=DENSITY}']}",
+    ]  # fmt: skip
+    found = recipe.read("smoke", asked)
+    for one in found.runs:
+        if one.cell.model == "b.py:net" and one.cell.method == "N$2":
+            folder = tmp_path / one.spec.name
+            folder.mkdir()
+            sweep_samples.finish(folder, final_accuracy=90.0, best_accuracy=90.0, final_loss=0.1)
+            (folder / "events.jsonl").write_bytes(b'{"accuracy": 90.0}\n\xff\n')
+    for draw, names in ((figures.errors, ["N$2"]), (figures.curves, ["N$2, 10%"])):
+        figure = draw(found, tmp_path)
+        first, second = figure.axes
+        line = second.lines[0]
+        assert line.get_color() == ("C1" if draw is figures.errors else "C3")
+        xs = np.asarray(line.get_xdata())
+        assert (np.diff(xs) > 0).all()
+        legend = first.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()][: len(names)] == names
+        assert not any(text.get_parse_math() for text in legend.get_texts())

@@ -53,7 +53,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except N2nfxError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
+            told = "\n".join(map(printable, str(error).splitlines()))
+            click.echo(f"error: {told}", err=True)
             ctx.exit(error.exit_code)
         except (OSError, MemoryError) as error:
             told = printable(str(error)) or type(error).__name__

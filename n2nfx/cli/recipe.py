@@ -1,10 +1,11 @@
 """`n2nfx recipe`: whole tables of networks, from a file to the numbers beside the paper's."""
 
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,17 +104,16 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace a file that is there already.")
 def cp(recipe: str, file: Path, overrides: tuple[str, ...], force: bool) -> None:
     """Copy a recipe to FILE, a .toml of yours to change."""
+    from n2nfx.atomic import put_file
     from n2nfx.errors import UsageError
     from n2nfx.recipe import read
 
     if file.suffix != ".toml":
         raise UsageError(f"{file}: a recipe's file ends in .toml: {file}.toml")
     text = _text_of(read(recipe, overrides), recipe, overrides)
-    try:
-        with file.open("w" if force else "x", encoding="utf-8") as made:
-            made.write(text)
-    except FileExistsError:
-        raise UsageError(f"{file}: exists already; --force replaces it") from None
+    if os.path.lexists(file) and not force:
+        raise UsageError(f"{file}: exists already; --force replaces it")
+    put_file(file, text.encode())
     click.echo(f"{file}: next: n2nfx recipe validate {file}")
 
 
@@ -194,8 +194,11 @@ def plan(
 
 def _local(devices: Sequence[str], slots: int | None) -> "Local":
     from n2nfx.training.local import Local, default_slots
+    from n2nfx.training.ranks import own_device
 
     places = tuple(devices) or _devices()
+    for place in places:
+        own_device(place)
     return Local(places, slots or default_slots(places))
 
 
@@ -287,12 +290,14 @@ def run(
     click.echo(
         f"{found.id}: {len(jobs)} of {len(specs)} runs to do, {epochs:,} epochs, in {out}", err=True
     )
+    failed: Mapping[str, str] = {}
     with narrated():
         if jobs:
             with narrated_sweep(jobs) as teller:
                 executor(jobs, teller)
+            failed = teller.failed
         show_report(report(found, out))
-    _require_all_right(specs, out)
+    _require_all_right(specs, out, failed)
 
 
 def _executor(
@@ -330,8 +335,11 @@ def _pair(text: str) -> tuple[str, Any]:
     return key, value
 
 
-def _require_all_right(specs: Sequence[Any], out: Path) -> None:
-    """Say what other processes are at; raise `RunFailed` where runs failed."""
+def _require_all_right(specs: Sequence[Any], out: Path, told: Mapping[str, str]) -> None:
+    """Say what other processes are at; raise `RunFailed` where runs failed.
+
+    `told` is why, of those whose folders could not be written.
+    """
     from n2nfx.errors import RunFailed
     from n2nfx.training.status import standing
 
@@ -339,10 +347,11 @@ def _require_all_right(specs: Sequence[Any], out: Path) -> None:
     elsewhere = [name for name, one in stands.items() if one.state == "running"]
     if elsewhere:
         click.echo(f"{len(elsewhere)} runs are at work in other processes", err=True)
-    failed = [f"  {name}: {one.told}" for name, one in stands.items() if one.state == "failed"]
+    failed = {name: one.told for name, one in stands.items() if one.state == "failed"}
+    failed |= {name: why for name, why in told.items() if not stands[name].is_over}
     if failed:
-        for line in failed:
-            click.echo(printable(line), err=True)
+        for name, why in failed.items():
+            click.echo(printable(f"  {name}: {why}"), err=True)
         raise RunFailed(f"{len(failed)} of {len(stands)} runs failed; --retry runs them again")
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from n2nfx.cli.tables import console, say, table
 from n2nfx.cli.text import printable
 from n2nfx.training.plan import Plan
 from n2nfx.training.report import Report, Row, lines, percent, tables
 from n2nfx.training.status import Standing
-from n2nfx.training.sweep import Ended, Job, Teller
+from n2nfx.training.sweep import Ended, Job
 
 _LINE_EVERY = 60.0  # seconds, for each run, where there is no terminal
 
@@ -38,6 +39,7 @@ def planned(plan: Plan) -> dict[str, Any]:
         "id": plan.recipe.id,
         "cells": len(plan.recipe.cells),
         "left": len(plan.left),
+        "failed": plan.failed,
         "epochs": plan.epochs,
         "at_once": plan.at_once,
         "hours": plan.hours,
@@ -56,7 +58,7 @@ def show_plan(plan: Plan, devices: Sequence[str]) -> None:
     for run, stands in plan.runs:
         groups.setdefault((run.cell.model, run.cell.data), []).append((run, stands))
     for key, runs in groups.items():
-        left = sum(not stands.is_over for _, stands in runs)
+        left = sum(stands.is_left for _, stands in runs)
         speed = plan.speeds.get(key)
         measured = (f"{speed.seconds / 60:.1f}", f"{speed.kept / 1e6:.1f}") if speed else ("", "")
         epochs = left * plan.recipe.training.epochs
@@ -65,6 +67,8 @@ def show_plan(plan: Plan, devices: Sequence[str]) -> None:
     say(out, "")
     say(out, f"{plan.recipe.id}: {len(plan.left)} of {len(plan.runs)} runs to do, "
         f"{plan.epochs:,} epochs")  # fmt: skip
+    if plan.failed:
+        say(out, f"{plan.failed} failed: run --retry runs them again")
     hours, size = plan.hours, plan.bytes
     if hours is not None:
         say(out, f"about {_duration(hours)} on {', '.join(devices)}, {plan.at_once} at once")
@@ -83,8 +87,23 @@ def _duration(hours: float) -> str:
 # --- sweeps ------------------------------------------------------------------------------------
 
 
+class Narrator:
+    """Shows how jobs fare, and keeps why any failed: not all of it can be written to its folder."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+
+    def started(self, job: Job) -> None: ...
+
+    def progress(self, job: Job, progress: Any) -> None: ...
+
+    def ended(self, ended: Ended) -> None:
+        if ended.state == "failed":
+            self.failed[ended.name] = ended.told
+
+
 @contextmanager
-def narrated_sweep(jobs: Sequence[Job]) -> Iterator[Teller]:
+def narrated_sweep(jobs: Sequence[Job]) -> Iterator[Narrator]:
     """Show how jobs fare, on stderr: bars on a terminal, else lines."""
     screen = Console(stderr=True)
     if not screen.is_terminal:
@@ -100,10 +119,11 @@ def narrated_sweep(jobs: Sequence[Job]) -> Iterator[Teller]:
         yield _Bars(bars, len(jobs))
 
 
-class _Lines:
+class _Lines(Narrator):
     """A line for each run that begins or ends, and now and then for how far it is."""
 
     def __init__(self, count: int) -> None:
+        super().__init__()
         self._count, self._over = count, 0
         self._heard: dict[str, float] = {}
 
@@ -117,6 +137,7 @@ class _Lines:
             self._say(f"{job.spec.name}: {_how_far(progress)}")
 
     def ended(self, ended: Ended) -> None:
+        super().ended(ended)
         self._over += 1
         self._say(f"[{self._over}/{self._count}] {_how_it_ended(ended)}")
 
@@ -124,10 +145,11 @@ class _Lines:
         say(Console(stderr=True, width=1000), printable(line))
 
 
-class _Bars:
+class _Bars(Narrator):
     """A bar for all, and one for each run that is at work."""
 
     def __init__(self, bars: Progress, count: int) -> None:
+        super().__init__()
         self._bars = bars
         self._all = bars.add_task("all runs", total=count, told="")
         self._tasks: dict[str, Any] = {}
@@ -143,6 +165,7 @@ class _Bars:
         self._bars.update(self._tasks[job.spec.name], completed=done, told=told)
 
     def ended(self, ended: Ended) -> None:
+        super().ended(ended)
         self._drop(ended.name)
         self._bars.advance(self._all)
         self._bars.console.print(printable(_how_it_ended(ended)), markup=False, soft_wrap=True)
@@ -172,9 +195,9 @@ def show_status(stands: Mapping[str, Standing], epochs: Mapping[str, int], of_ep
     made = table("run", "state", "epoch", "accuracy", "told")
     for name, one in stands.items():
         if one.state != "missing":
-            accuracy = one.result.get("final_accuracy")
+            accuracy = one.result.final_accuracy if one.result else None
             shown = "" if accuracy is None else f"{accuracy:.2f}"
-            told = printable(one.told or one.result.get("reason") or "")
+            told = printable(one.told)
             made.add_row(name, one.state, f"{epochs[name]}/{of_epochs}", shown, told)
     if made.row_count:
         out.print(made)
@@ -191,7 +214,7 @@ def show_report(found: Report) -> None:
         say(screen, "")
         made = table(one.title, *map(percent, one.densities), left=1)
         for method, cells in one.each():
-            made.add_row(method, *(_stacked(row) for row in cells))
+            made.add_row(printable(method), *(_stacked(row) for row in cells))
             made.add_section()
         screen.print(made)
     if found.notes:
@@ -200,9 +223,9 @@ def show_report(found: Report) -> None:
         say(screen, printable(note))
 
 
-def _stacked(row: Row | None) -> str:
+def _stacked(row: Row | None) -> Text:
     """A cell of the table, what is beside the number dimmed."""
     if row is None:
-        return ""
+        return Text()
     first, *others = lines(row)
-    return "\n".join([first, *(f"[dim]{line}[/dim]" for line in others)])
+    return Text.assemble(first, *((f"\n{line}", "dim") for line in others))

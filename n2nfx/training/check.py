@@ -1,14 +1,17 @@
 """Whether there is what a recipe names: its models, its data, and the passes of its methods."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from n2nfx import catalogue, models, ownfile
 from n2nfx.errors import UsageError, did_you_mean
-from n2nfx.recipe import DENSITY, Recipe
+from n2nfx.recipe import Recipe, with_density
 from n2nfx.registry import passes
+from n2nfx.runspec import Training
 from n2nfx.spec import from_text
 from n2nfx.training.printed import known as known_tables
+from n2nfx.training.sampler import sampler_of
 
 
 def require_known(recipe: Recipe, source: str) -> None:
@@ -29,11 +32,13 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for place, name in enumerate(recipe.matrix.models):
         yield from _told(f"matrix.models.{place}", lambda name=name: models.require_known(name))
     for place, name in enumerate(recipe.matrix.data):
-        yield from _told(f"matrix.data.{place}", lambda name=name: _require_data(name))
+        faults = list(_told(f"matrix.data.{place}", lambda name=name: _require_data(name)))
+        enough = partial(_require_images, recipe.training, name)
+        yield from faults or _told("training", enough)
     known = passes()
     for method, texts in recipe.methods.items():
         for place, text in enumerate(texts):
-            whole = text.replace(DENSITY, "0.5")
+            whole = with_density(text, 0.5)
             yield from _told(
                 f"methods.{method}.{place}", lambda whole=whole: from_text(whole, known)
             )
@@ -59,3 +64,12 @@ def _require_data(name: str) -> None:
         ownfile.require(ownfile.canonical(name, "load"))
     else:
         catalogue.entry(name)
+
+
+def _require_images(training: Training, name: str) -> None:
+    """Raise UsageError where a training asks for batches that a data set cannot give.
+
+    How many images a function in a file gives, only calling it could tell.
+    """
+    if not ownfile.is_file(name):
+        sampler_of(training, catalogue.entry(name).images[0], 0, 1)

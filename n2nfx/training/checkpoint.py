@@ -67,8 +67,8 @@ class Checkpoints:
             artifact.write(self.folder / self._free, plan, checkpoint.tensors, {}, force=True)
         except CannotOperate as error:
             raise CannotOperate(
-                f"{error}; or make room and start the same run again (of a recipe: --retry): it goes on from the last "
-                "checkpoint, which is whole"
+                f"{error}; or make room and start the same run again (of a recipe: --retry): it "
+                "goes on from the last checkpoint, which is whole"
             ) from error
         self._free = next(place for place in _PLACES if place != self._free)
 

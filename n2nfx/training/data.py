@@ -252,6 +252,7 @@ def _from_function(canonical: str) -> Data:
             )
     try:
         training, testing = _as_images(train, train_labels), _as_images(test, test_labels)
+        _require_alike(training, testing)
     except (UsageError, TypeError, ValueError) as error:
         raise CannotOperate(f"{canonical}: {error}") from error
     count = 1 + max(int(part.labels.max()) for part in (training, testing))
@@ -263,6 +264,16 @@ def _as_images(pixels: object, labels: object) -> Images:
     if named.is_floating_point() or not named.numel() or int(named.min()) < 0:
         raise UsageError("labels must be whole numbers from 0, and there must be some")
     return Images(torch.as_tensor(pixels), named.to(torch.int64))
+
+
+def _require_alike(train: Images, test: Images) -> None:
+    """Raise UsageError where test images have another shape than training images, or none."""
+    if 0 in train.shape:
+        raise UsageError(f"images of {_times(train.shape)} have no pixels")
+    if train.shape != test.shape:
+        raise UsageError(
+            f"training images are of {_times(train.shape)}, test images of {_times(test.shape)}"
+        )
 
 
 def _rows(indices: np.ndarray, size: int, keep_last: bool) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from n2nfx import catalogue, ownfile
 from n2nfx.errors import CannotOperate
 from n2nfx.recipe import Recipe, Run
 from n2nfx.runspec import RunSpec, Training
+from n2nfx.training.sampler import sampler_of
 from n2nfx.training.status import Standing, standing
 
 STEPS = 20
@@ -50,8 +51,13 @@ class Plan:
 
     @property
     def left(self) -> list[Run]:
-        """The runs that are not over."""
-        return [run for run, stands in self.runs if not stands.is_over]
+        """The runs that are not over; those that failed are run again on request only."""
+        return [run for run, stands in self.runs if stands.is_left]
+
+    @property
+    def failed(self) -> int:
+        """How many runs failed."""
+        return sum(stands.state == "failed" for _, stands in self.runs)
 
     @property
     def epochs(self) -> int:
@@ -100,7 +106,7 @@ def plan(
     absent = {name: why for name in recipe.matrix.data if (why := _absence(name, data_root))}
     speeds: dict[Key, Speed] = {}
     if probing:
-        left = [run for run, stands in runs if not stands.is_over]
+        left = [run for run, stands in runs if stands.is_left]
         for run in _probed(one for one in left if one.cell.data not in absent):
             speeds[_key(run)] = probe(run.spec, device=device, data_root=data_root)
     return Plan(recipe, runs, speeds, absent, _free(out), at_once)
@@ -111,7 +117,7 @@ def probe(spec: RunSpec, *, device: str = "cpu", data_root: Path | None = None) 
     from n2nfx.training.runs import EVENTS, run
 
     training = spec.training
-    images = _images(spec, data_root)
+    images = sampler_of(training, _available(spec, data_root), spec.seed, 1).images
     few = min(images, STEPS * training.batch_size * training.accumulate)
     few_steps = {"epochs": 1, "images": few, "warmup": 0, "lr": _STILL}
     short = spec.model_copy(update={"training": training.model_copy(update=few_steps)})
@@ -150,10 +156,8 @@ def _key(run: Run) -> Key:
     return run.cell.model, run.cell.data
 
 
-def _images(spec: RunSpec, root: Path | None) -> int:
-    """Training images of an epoch."""
-    if spec.training.images:
-        return spec.training.images
+def _available(spec: RunSpec, root: Path | None) -> int:
+    """Training images that there are."""
     if not ownfile.is_file(spec.data):
         return catalogue.entry(spec.data).images[0]
     from n2nfx.training.data import load

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from n2nfx.errors import N2nfxError
+from n2nfx.errors import N2nfxError, UsageError
 
 
 class RanksDiffer(N2nfxError):
@@ -115,8 +115,18 @@ def _launched() -> bool:
 
 
 def own_device(name: str) -> torch.device:
-    """The device of that name; of several, the one that torchrun gives to this process."""
-    device = torch.device(name)
+    """The device of that name; of several, the one that torchrun gives to this process.
+
+    Raises UsageError where there is none.
+    """
+    count = torch.cuda.device_count()
+    known = ["cpu", *(f"cuda:{index}" for index in range(count))]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"there is no device {name!r}; there is {', '.join(known)}") from None
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cuda" and device.index >= count:
+        raise UsageError(f"there is no device {name!r} here; there is {', '.join(known)}")
     return device

@@ -31,10 +31,12 @@ class Sampler:
         last = self.images % self.batch_size or self.batch_size
         least = min(last, self.images)
         if least // self.ranks < 2:
+            others = self.images - least
+            fewer = self.batch_size // self.ranks >= 2 and others
             raise UsageError(
                 f"{self.images:,} images in batches of {self.batch_size} leave a batch of {least} "
                 f"for {self.ranks} device(s), and batch norms need 2 images on each: change "
-                f"batch_size, or train on {self.images - least:,} images (images=)"
+                "batch_size" + (f", or train on {others:,} images (images=)" if fewer else "")
             )
 
     @property
