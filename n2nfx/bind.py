@@ -35,6 +35,7 @@ def bind(network: Network) -> None:
         weight = module.get_parameter(name)
         if counts[name] == weight.numel():
             continue
+        _require_unchanged(name, reads.get(id(weight), []))
         at_layers, at_reads = layers.get(id(weight), []), reads.get(id(weight), [])
         if not at_layers and not at_reads:
             raise CannotOperate(f"the mask of {name} would act nowhere: no layer uses it")
@@ -51,6 +52,33 @@ def bind(network: Network) -> None:
             masked = _standardize(name, acting, computed.get(id(weight), []))
             _follow_with_mask(name, acting, [*at_reads, *masked])
     recompile(module)
+
+
+def _require_unchanged(name: str, reads: Iterable[fx.Node]) -> None:
+    """Raise `CannotOperate` where a forward writes into a weight: into what its mask leaves of it.
+
+    That is a tensor of its own, and would be written in vain.
+    """
+    for node in reads:
+        if writer := _writer(node):
+            raise CannotOperate(
+                f"the mask of {name} cannot act: forward changes the weight in place "
+                f"({writer.name}); do that outside of forward, after the optimizer's step"
+            )
+
+
+def _writer(node: fx.Node) -> fx.Node | None:
+    """The node that writes into a tensor, or into another name of it."""
+    for user in node.users:
+        if not user.args or user.args[0] is not node:
+            continue
+        called = str(getattr(user.target, "__name__", user.target))
+        if user.target is operator.setitem or (called.endswith("_") and not called.endswith("__")):
+            return user
+        same = called == "detach" or (user.target is getattr and user.args[1] == "data")
+        if same and (writer := _writer(user)):
+            return writer
+    return None
 
 
 def _like(weight: Tensor, mask: Tensor) -> Tensor:

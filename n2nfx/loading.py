@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from n2nfx import artifact, recorded
+from n2nfx import artifact, models, recorded
 from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
 from n2nfx.graphmodule import graphs_of, parts_of, recompile
@@ -16,24 +16,32 @@ from n2nfx.masks import Masks
 from n2nfx.network import Network, Probe, Step
 from n2nfx.plan import Plan, graph_sha256
 from n2nfx.registry import passes
-from n2nfx.source import network_of
+from n2nfx.source import from_model, network_of
 from n2nfx.spec import from_text
 from n2nfx.splice import splice
+from n2nfx.tracing.example import Example, call_of
 from n2nfx.tracing.layers import nodes_of
 
 
-def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -> Network:
+def load(
+    directory: str | PathLike[str],
+    model: str | nn.Module | None = None,
+    *,
+    example: Example | None = None,
+) -> Network:
     """The network that was saved to a directory, its masks at work.
 
     The model is built again by its recorded name, or taken from `model`, which is needed where a
-    module or a file of one's own was transformed: an artifact never has us run a file. Passes
+    module or a file of one's own was transformed: an artifact never has us run a file. It is traced
+    on `example`, by default what a name brings with it, or zeros: a model whose forward looks at
+    values may need the one that it was transformed with. Passes
     that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
     must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model.
     """
     path = Path(directory)
     found = recorded.read(path)
     plan = found.plan
-    network = _rebuild(path, plan, model)
+    network = _rebuild(path, plan, model, example)
     if graph_sha256(network) != plan.graph_sha256:
         raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
     _load_state(path, network, found.tensors)
@@ -42,7 +50,9 @@ def load(directory: str | PathLike[str], model: str | nn.Module | None = None) -
     return as_it_acts(network)
 
 
-def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
+def _rebuild(
+    path: Path, plan: Plan, model: str | nn.Module | None, example: Example | None
+) -> Network:
     """The network as the passes left it: the same graph, masks and weights still to come."""
     origin = plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
@@ -51,7 +61,7 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
             f"{path} was made from {made}, which must be handed in: load(..., model=)"
         )
     try:
-        network = _reference(plan, model)
+        network = _reference(plan, model, example)
         as_recorded = all("graph" in step.keeps for step in plan.steps)
         if as_recorded:
             network = _with_recorded_layers(path, network, plan)
@@ -65,6 +75,8 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
         raise
     except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
         told = str(error) if isinstance(error, N2nfxError) else described(error)
+        if example is None:
+            told += "; where forward looks at values, hand in what it was traced on: load(example=)"
         raise DamagedFile(f"{path}: cannot be built again here: {told} ({_made(plan)})") from error
     return _with_recorded_layers(path, network, plan)
 
@@ -72,21 +84,26 @@ def _rebuild(path: Path, plan: Plan, model: str | nn.Module | None) -> Network:
 _NO_USE: dict[str, Any] = {"reads": (), "writes": (), "uses": 0}
 
 
-def _reference(plan: Plan, model: str | nn.Module | None) -> Network:
+def _reference(plan: Plan, model: str | nn.Module | None, example: Example | None) -> Network:
     """The network before the first pass."""
     origin = plan.origin
-    blanks = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
-    example = blanks if any(spec.by_name for spec in plan.inputs) else tuple(blanks.values())
     if isinstance(model, nn.Module):
-        return replace(network_of(model, example=example), origin=origin)
-    return network_of(
-        model or str(origin.name),
-        example=example,
-        seed=origin.seed,
-        num_classes=origin.num_classes,
-        input_shape=origin.input_shape,
-        pretrained="unfilled" if origin.pretrained else "no",
-    )
+        made = network_of(model, example=_blanks(plan) if example is None else example)
+        return replace(made, origin=origin)
+    built = models.build(
+        model or str(origin.name), seed=origin.seed, num_classes=origin.num_classes,
+        input_shape=origin.input_shape, pretrained="unfilled" if origin.pretrained else "no",
+    )  # fmt: skip
+    if example is None:
+        own = call_of(built.module, built.example).inputs
+        example = built.example if own == plan.inputs else _blanks(plan)
+    return from_model(built, example, origin)
+
+
+def _blanks(plan: Plan) -> Example:
+    """Inputs as those that were traced, without what was in them."""
+    blanks = {spec.name: torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in plan.inputs}
+    return blanks if any(spec.by_name for spec in plan.inputs) else tuple(blanks.values())
 
 
 def _replay(network: Network, step: Step) -> Network:

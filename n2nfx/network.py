@@ -45,9 +45,10 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        """Channels on the wider side."""
+        """Channels on the wider side; what is computed from no example has no activation shapes."""
         axis = 0 if self.kind == "conv" else -1
-        return max(self.reads[axis], self.writes[axis])
+        sides = [shape[axis] for shape in (self.reads, self.writes) if shape]
+        return max(sides or self.weight_shape[:2])
 
 
 How = Literal[

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
-from n2nfx.errors import N2nfxError, UsageError
+from n2nfx.errors import CannotOperate, N2nfxError, UsageError
 from n2nfx.graphmodule import HOOKS, graphs_of, judged_parts, nodes_in, parts_of, recompile
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
@@ -227,6 +227,7 @@ def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
     """Apply passes to a network that nobody else holds, in place: `Pipeline` without the copy."""
     for operation in passes:
         _require_known_invariants(operation)
+    _require_data(network)
     current = network
     record: list[Step] = []
     before = _facts(current)
@@ -250,6 +251,14 @@ def apply(passes: Sequence[Pass], network: Network, probe: Probe) -> Outcome:
         )
         before = after
     return _finish(current, record)
+
+
+def _require_data(network: Network) -> None:
+    for name, weight in network.module.named_parameters():
+        if weight.is_meta:
+            raise CannotOperate(
+                f"{name} has no data (it is on the meta device): fill the model first"
+            )
 
 
 def _finish(network: Network, record: Sequence[Step]) -> Outcome:

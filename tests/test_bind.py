@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Tied
+from samples import Model, Tied
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 import n2nfx
 from n2nfx import artifact
 from n2nfx.bind import as_it_acts, bind, plain_state, unbind
+from n2nfx.errors import CannotOperate
 from n2nfx.masked import MASKED_CLASS, MaskedConv2d, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network
@@ -659,3 +660,24 @@ def test_the_plain_state_is_that_of_the_baked_network_tied_weights_once() -> Non
     assert list(plain_state(tied.module)) == ["first.weight", "first.bias", "second.bias"]
     skipping = with_skips()
     assert list(plain_state(skipping.module)) == list(n2nfx.bake(skipping).module.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.clamp_(-0.1, 0.1),
+        lambda weight: weight.data.clamp_(-0.1, 0.1),
+        lambda weight: weight.detach().copy_(weight / 2),
+        lambda weight: torch.clamp_(weight, -0.1, 0.1),
+        lambda weight: weight.requires_grad_(False),
+    ],
+)
+def test_a_weight_that_forward_changes_is_refused(change: Callable[[Tensor], object]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            change(m.b.weight)
+        return m.b(m.a(x).relu())
+
+    model = Model(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+    with pytest.raises(CannotOperate, match="forward changes the weight in place"):
+        n2nfx.transform(model, density=0.5, example=torch.randn(1, 8))

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from samples import Tied
-from torch import nn
+from samples import Model, Tied
+from torch import Tensor, nn
 
 import n2nfx
 from n2nfx import artifact
@@ -254,3 +255,53 @@ def test_a_file_is_built_again_as_it_was(tmp_path: Path) -> None:
     outcome = n2nfx.transform(f"{file}:build", density=0.5, num_classes=6, input_shape=(4,))
     outcome.save(tmp_path / "out")
     same(outcome.network, n2nfx.load(tmp_path / "out", f"{file}:build"))
+
+
+def palindrome(m: Any, x: Tensor) -> Tensor:
+    for layer in (m.a, m.b, m.b, m.a):
+        x = layer(x).relu()
+    return x
+
+
+def test_a_branch_between_later_calls_of_layers_comes_back(tmp_path: Path) -> None:
+    model = Model(palindrome, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+    options: dict[str, Any] = {"density": 0.5, "skip_ratio": 0.5, "hops": (1, 2, 3)}
+    outcome = n2nfx.transform(model, example=torch.randn(2, 8), **options)
+    assert any((1, 1) in skip.calls for skip in outcome.network.skips)
+    outcome.save(tmp_path / "net")
+    same(n2nfx.load(tmp_path / "net", model), outcome.network)
+
+
+def packed(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
+    rows = nn.utils.rnn.pack_padded_sequence(m.a(x), lengths, True, enforce_sorted=False)
+    return m.b(rows)[1][0][-1]
+
+
+def test_a_model_that_looks_at_values_is_loaded_on_its_example(tmp_path: Path) -> None:
+    model = Model(packed, a=nn.Linear(4, 8), b=nn.LSTM(8, 8, batch_first=True))
+    example = torch.randn(2, 6, 4), torch.tensor([6, 3])
+    outcome = n2nfx.transform(model, density=0.5, example=example)
+    outcome.save(tmp_path / "net")
+    with pytest.raises(DamagedFile, match=r"what it was traced on: load\(example=\)"):
+        n2nfx.load(tmp_path / "net", model)
+    loaded = n2nfx.load(tmp_path / "net", model, example=example)
+    assert torch.equal(loaded.module.eval()(*example), outcome.network.module.eval()(*example))
+
+
+def test_a_file_of_ones_own_is_loaded_on_the_example_that_it_brings(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Half(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU())\n"
+        "    def forward(self, x):\n        x = self.a(x)\n"
+        "        return x if x.sum() == 0 else self.b(x[x[:, 0] != 0]).relu()\n"
+        "def build():\n    return Half(), torch.ones(2, 8)\n"
+    )
+    name = f"{tmp_path / 'net.py'}:build"
+    outcome = n2nfx.transform(name, density=0.5, skip_ratio=0.0)
+    outcome.save(tmp_path / "net")
+    assert torch.equal(
+        n2nfx.load(tmp_path / "net", name).module(torch.ones(3, 8)),
+        outcome.network.module(torch.ones(3, 8)),
+    )

@@ -455,3 +455,11 @@ def test_a_module_with_masks_at_work_is_not_traced_again() -> None:
     with pytest.raises(CannotOperate, match="bake"):
         n2nfx.trace(pruned.module, torch.zeros(2, 3, 8, 8))
     assert n2nfx.trace(n2nfx.bake(pruned).module, torch.zeros(2, 3, 8, 8)).size == pruned.size
+
+
+def test_a_network_without_data_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    network = n2nfx.trace(model, torch.randn(1, 8))
+    with pytest.raises(CannotOperate, match=r"0.weight has no data"):
+        Pipeline([RandomPruning(density=0.5)])(network)

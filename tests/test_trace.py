@@ -1357,3 +1357,118 @@ def test_a_traced_model_is_let_go_in_a_process_that_traces_for_the_first_time() 
         assert held() is None, gc.get_referrers(held())
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+# Layers that forward calls otherwise than they are
+
+
+def frozen(m: Any, x: Tensor) -> Tensor:
+    m.norm.eval()
+    return m.norm(m.conv(x))
+
+
+def noisy(m: Any, x: Tensor) -> Tensor:
+    m.inner.train()
+    return m.inner(m.conv(x))
+
+
+def substituted(m: Any, x: Tensor) -> Tensor:
+    return torch.func.functional_call(m.conv, {"weight": m.conv.weight * m.scale}, x)
+
+
+def substituted_inside(m: Any, x: Tensor) -> Tensor:
+    return torch.func.functional_call(m.inner, {"0.weight": m.conv.weight * m.scale}, m.conv(x))
+
+
+def swapped(m: Any, x: Tensor) -> Tensor:
+    kept = m.conv.weight
+    del m.conv.weight
+    m.conv.weight = kept * 2
+    y = m.conv(x)
+    del m.conv.weight
+    m.conv.weight = kept
+    return y
+
+
+def dilated(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    m.conv.dilation = m.conv.padding = (2, 2)
+    y = y + m.conv(x)
+    m.conv.dilation = m.conv.padding = (1, 1)
+    return y
+
+
+def weight_dropped(m: Any, x: Tensor) -> Tensor:
+    m.rnn.weight_hh_l0 = functional.dropout(m.raw, 0.5, m.training)
+    return m.rnn(m.conv(x).flatten(2).mT)[0]
+
+
+def altering(forward: Forward) -> Model:
+    """With a part around it that knows nothing of it."""
+    torch.manual_seed(0)
+    rnn = nn.LSTM(3, 3, batch_first=True)
+    raw = rnn._parameters.pop("weight_hh_l0")
+    assert raw is not None
+    rnn.weight_hh_l0 = raw.data
+    return Model(
+        forward, conv=nn.Conv2d(3, 3, 3, padding=1), norm=nn.BatchNorm2d(3), rnn=rnn, raw=raw,
+        inner=nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.5)),
+        scale=nn.Parameter(torch.tensor(3.0)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "forward", [frozen, noisy, substituted, substituted_inside, swapped, dilated, weight_dropped]
+)
+def test_a_layer_that_forward_alters_is_called_as_the_model_calls_it(
+    forward: Forward, training: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), altering(forward))
+    network = n2nfx.trace(model, torch.randn(1, 3, 8, 8))
+    assert any("forward changes" in note for note in network.notes)
+    x = torch.randn(BATCH, 3, 8, 8)
+    results = []
+    for one in (copy.deepcopy(model), network.module):
+        torch.manual_seed(0)
+        result = one.train(training)(x)
+        result.sum().backward()
+        state = one.state_dict()
+        results.append((result, one.get_parameter("1.scale").grad, state["1.norm.running_mean"]))
+    for want, got in zip(*results, strict=True):
+        assert (want is None) == (got is None)
+        assert want is None or torch.equal(want, got)
+
+
+def test_a_model_that_makes_gradients_itself_makes_them_wherever_it_runs() -> None:
+    def forces(m: Any, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(m.a(x).pow(2).sum(), x)[0]
+
+    model = Model(forces, a=nn.Linear(8, 8))
+    network = n2nfx.trace(model, torch.randn(1, 8))
+    x = torch.randn(BATCH, 8)
+    with torch.no_grad():
+        assert torch.equal(network.module(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_no_copy_can_be_made_of_is_told() -> None:
+    normed = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU())
+    scripted = torch.jit.script(nn.Linear(8, 8))
+    for trace in (n2nfx.trace, record):
+        with pytest.raises(
+            CannotOperate, match=r"0.weight was computed with .* remove_weight_norm"
+        ):
+            trace(normed, torch.randn(1, 3, 8, 8))
+        with pytest.raises(CannotOperate, match="TorchScript"):
+            trace(scripted, torch.randn(1, 8))
+
+
+def test_a_layer_of_what_is_no_example_has_channels() -> None:
+    model = Model(lambda m, x: m.a(x) + m.b(m.table), a=nn.Linear(8, 8), b=nn.Linear(4, 8))
+    model.register_buffer("table", torch.randn(4))
+    outcome = n2nfx.transform(model, density=0.5, example=torch.randn(1, 8))
+    assert outcome.network.nnz == 48
+    assert outcome.network.layers[1].channels == 8

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -75,19 +76,31 @@ def foreign_calls_report(report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def grad_mode_is_asked_for(report: Callable[[], None]) -> Iterator[None]:
-    """Tell of every question whether gradients are enabled that is not torch's own, or ours."""
+def grad_mode_matters(report: Callable[[str], None]) -> Iterator[None]:
+    """Tell of what a forward, not torch's own or ours, does about whether gradients are enabled.
+
+    That it asks, or enables them. That it disables them is seen by what its calls give.
+    """
     get_overridable_functions()  # torch keeps what it finds, and with ours all that it leads to
-    ask = torch.is_grad_enabled
+    ask, enable = torch.is_grad_enabled, torch.enable_grad.__enter__
 
     def is_grad_enabled() -> bool:
-        asker = sys._getframe(1).f_globals.get("__name__", "")
-        if asker.partition(".")[0] not in ("torch", "n2nfx"):
-            report()
+        if _is_foreign(sys._getframe(1)):
+            report("asks whether gradients are enabled")
         return ask()
 
-    torch.is_grad_enabled = is_grad_enabled
+    def enter(self: torch.enable_grad) -> None:
+        if _is_foreign(sys._getframe(1)):
+            report("enables gradients")
+        enable(self)
+
+    torch.is_grad_enabled, torch.enable_grad.__enter__ = is_grad_enabled, enter
     try:
         yield
     finally:
-        torch.is_grad_enabled = ask
+        torch.is_grad_enabled, torch.enable_grad.__enter__ = ask, enable
+
+
+def _is_foreign(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] not in ("torch", "n2nfx")

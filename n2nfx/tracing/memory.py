@@ -31,8 +31,13 @@ class Memory:
             (path, vars(module), _unshared_attributes(vars(module)))
             for path, module in model.named_modules()
         ]
+        self._first = {
+            id(module): (attributes, [*_looked_at(before)])
+            for module, (_, attributes, before) in zip(model.modules(), self._kept, strict=True)
+        }
         self._state = [*model.named_parameters(), *model.named_buffers()]
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._mode_of: dict[int, bool] = {}
 
     def put_back(self) -> None:
         """Let the model be as it was: what one run leaves (a cache), no other finds."""
@@ -48,9 +53,21 @@ class Memory:
                 if now is not then and name != "training" and not _same(now, then):
                     yield Change(path, name, not (_holds_tensor(now) or _holds_tensor(then)))
 
+    def altered(self, module: nn.Module) -> str:
+        """What of a module is not as it was when the run began; empty where all is."""
+        if module.training is not self._mode_of.get(id(module), module.training):
+            return "training"
+        attributes, before = self._first.get(id(module), ({}, ()))
+        for name, then in before:
+            now = attributes.get(name)
+            if now is not then and not _same(now, then):
+                return name
+        return ""
+
     def keep_modes(self, model: nn.Module) -> None:
         """Remember which modules are in training."""
         self._modes = [(module, module.training) for module in model.modules()]
+        self._mode_of = {id(module): training for module, training in self._modes}
 
     def modes_are_kept(self) -> bool:
         """Whether no run has changed that."""
@@ -63,6 +80,13 @@ class Memory:
     def written(self, before: dict[str, int]) -> set[str]:
         """Those that were changed since."""
         return {name for name, version in self.versions().items() if version != before[name]}
+
+
+def _looked_at(attributes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All but the mode, which is that of a run, and what takes the place of forward in it."""
+    for name, value in attributes.items():
+        if name not in _UNCHANGED and name not in ("training", "forward"):
+            yield name, value
 
 
 def _unshared_attributes(attributes: dict[str, Any]) -> dict[str, Any]:

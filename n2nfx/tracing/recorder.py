@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from n2nfx.errors import CannotOperate
 from n2nfx.tracing.devices import RealDevice
-from n2nfx.tracing.foreign import foreign_calls_report, grad_mode_is_asked_for
+from n2nfx.tracing.foreign import foreign_calls_report, grad_mode_matters
 from n2nfx.tracing.inventory import Inventory
 from n2nfx.tracing.scribe import Arguments, Scribe
 from n2nfx.tracing.shapes import of_call, of_module
@@ -51,6 +51,13 @@ class KeepsState(CannotOperate):
         super().__init__(reason)
 
 
+class Altered(CannotOperate):
+    """A layer is called otherwise than it is: who changed it, only the whole model's forward knows.
+
+    A graph calls layers as they are, and so would the graph of whatever is inside that forward.
+    """
+
+
 @dataclass(frozen=True)
 class Fault:
     """Where a forward stopped: the error, and the modules that it was in, outermost first."""
@@ -65,7 +72,8 @@ class Recorder(TorchFunctionMode):
     `inventory` is the model's as it is now. `wholes` are the paths of modules to keep whole, with
     the faults that are the reason; those that this run finds are added. `really` runs a module
     where fake tensors do not do; without it nothing new is kept whole, and what cannot be traced is
-    an error. `device` is where the model really is, and what it is told where it asks.
+    an error. `device` is where the model really is, and what it is told where it asks. `altered`
+    says what of a layer is not as it was when the run began.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class Recorder(TorchFunctionMode):
         wholes: dict[str, Fault] | None = None,
         really: Really | None = None,
         device: RealDevice | None = None,
+        altered: Callable[[nn.Module], str] | None = None,
     ) -> None:
         super().__init__()
         self.fault: Fault | None = None
@@ -82,6 +91,7 @@ class Recorder(TorchFunctionMode):
         self._inventory = inventory
         self._wholes = {} if wholes is None else wholes
         self._really = really
+        self._altered = altered or (lambda module: "")
         self._paused = False
         self._witness: Witness | None = None
         self._device = device or RealDevice(torch.device("cpu"))
@@ -229,14 +239,14 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def _calls_unseen_report(self) -> Iterator[None]:
-        with foreign_calls_report(self._foreign), grad_mode_is_asked_for(self._refuse_to_tell):
+        with foreign_calls_report(self._foreign), grad_mode_matters(self._refuse_to_tell):
             yield
 
-    def _refuse_to_tell(self) -> None:
+    def _refuse_to_tell(self, what: str) -> None:
         """Whether gradients are enabled is known when the graph runs, and not before."""
         if not self._paused:
-            asked = "it asks whether gradients are enabled, and a graph would keep the answer"
-            self._met.append(CannotOperate(asked))
+            told = f"it {what}, and a graph would keep what that gave while it was traced"
+            self._met.append(CannotOperate(told))
             raise self._met[-1]
 
     # What module calls become.
@@ -288,6 +298,10 @@ class Recorder(TorchFunctionMode):
         self, module: nn.Module, name: str, forward: Callable[..., Any], arguments: Arguments
     ) -> Any:
         """A module that is one call of the graph, as most of torch's own are."""
+        if altered := self._altered(module):
+            raise Altered(
+                f"forward changes {altered} of {name} and calls it so, which no graph does"
+            )
         with torch._C.DisableTorchFunction():
             self._refuse_contexts()
             encoded = self._scribe.encode(arguments[0]), self._scribe.encode(arguments[1])
@@ -316,7 +330,7 @@ class Recorder(TorchFunctionMode):
             return result
         except Exception as error:
             self._note(error)
-            if not name or self._really is None:
+            if not name or self._really is None or isinstance(error, Altered):
                 raise
             fault = self.fault
             self._scribe.go_back(mark)

@@ -126,7 +126,8 @@ class Stage:
         really: Really | None,
         inventory: Inventory,
     ) -> Tape:
-        recorder = Recorder(self.model, inventory, wholes, really, self.device)
+        altered = self._memory.altered
+        recorder = Recorder(self.model, inventory, wholes, really, self.device, altered)
         try:
             with self.mode:
                 blanks = call.blanks(run.batch, run.grown, self.where)

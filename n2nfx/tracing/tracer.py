@@ -49,6 +49,7 @@ def trace(model: nn.Module, example: Example) -> Network:
     """
     if not isinstance(model, nn.Module):
         raise CannotOperate(f"only an nn.Module can be traced, not a {type(model).__name__}")
+    _refuse_uncopyable(model)
     try:
         with torch.inference_mode(False):  # the copy is to be trained, wherever it is made
             own = deep_copy(model)
@@ -92,6 +93,7 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
     The result is the same without `quick`, only later: see `Studio`.
     """
     call = call_of(model, example)
+    _refuse_uncopyable(model)
     _refuse_taken_names(model)
     _refuse_masks_at_work(model)
     make_copyable(model)
@@ -305,6 +307,22 @@ def _refuse_taken_names(model: nn.Module) -> None:
                 f"{type(model).__name__} calls a part of it {name}, as every graph module calls "
                 "something else; rename it"
             )
+
+
+def _refuse_uncopyable(model: nn.Module) -> None:
+    """What is no Python, or has tensors with a history, can never be copied, and passes copy."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CannotOperate(
+            "the model is TorchScript, not written in Python: trace what it was made of"
+        )
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise CannotOperate(
+                    f"{join(name, key)} was computed with gradients, so that no copy of the model "
+                    "can be made: detach it; for torch.nn.utils.weight_norm, remove it "
+                    "(remove_weight_norm) or use torch.nn.utils.parametrizations.weight_norm"
+                )
 
 
 def _refuse_masks_at_work(model: nn.Module) -> None:
