@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
+from types import MethodType
 from typing import Any
 
 from torch import fx, nn
@@ -44,6 +45,9 @@ class WholeModel(nn.Module):
         bare = copy.copy(model)
         for hooks in HOOKS:  # those of the model itself are called by the graph module
             vars(bare)[hooks] = type(vars(bare)[hooks])()
+        for hooks in (getattr(module, table) for module in model.modules() for table in HOOKS):
+            for key, hook in hooks.items():
+                hooks[key] = _rebound(hook, model, bare)
         self._held = (bare,)
 
     def share(self, host: nn.Module) -> None:
@@ -62,6 +66,16 @@ class WholeModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._held[0].forward(*args, **kwargs)
+
+
+def _rebound(hook: Any, model: nn.Module, bare: nn.Module) -> Any:
+    """A hook that is a method of the model, as one of what runs in its place."""
+    match hook:
+        case MethodType() if hook.__self__ is model:
+            return MethodType(hook.__func__, bare)
+        case partial():
+            return partial(_rebound(hook.func, model, bare), *hook.args, **hook.keywords)
+    return hook
 
 
 class WholeGraphModule(fx.GraphModule):

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -1458,9 +1459,7 @@ def test_what_no_copy_can_be_made_of_is_told() -> None:
     normed = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU())
     scripted = torch.jit.script(nn.Linear(8, 8))
     for trace in (n2nfx.trace, record):
-        with pytest.raises(
-            CannotOperate, match=r"0.weight was computed with .*remove_weight_norm"
-        ):
+        with pytest.raises(CannotOperate, match=r"0.weight was computed with .*remove_weight_norm"):
             trace(normed, torch.randn(1, 3, 8, 8))
         with pytest.raises(CannotOperate, match="TorchScript"):
             trace(scripted, torch.randn(1, 8))
@@ -1472,3 +1471,56 @@ def test_a_layer_of_what_is_no_example_has_channels() -> None:
     outcome = n2nfx.transform(model, density=0.5, example=torch.randn(1, 8))
     assert outcome.network.nnz == 48
     assert outcome.network.layers[1].channels == 8
+
+
+# What a hook hands to forward
+
+
+class Watched(nn.Module):
+    """Its hooks keep what a layer gives, in several ways; forward adds it up."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.seen, self.count = nn.Linear(8, 8), dict[str, Tensor](), 0
+        hooks = {"method": self.keep, "partial": partial(keep_in, self.seen), "number": self.add}
+        self.a.register_forward_hook(hooks[how])
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.seen["a"] = output
+
+    def add(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.count = 3
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.a(x)
+        return y, sum((v.square().mean() for v in self.seen.values()), x.new_zeros(())) + self.count
+
+
+def keep_in(store: dict[str, Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
+    store["a"] = output
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("how", ["method", "partial", "number"])
+def test_what_a_hook_leaves_in_the_model_is_found_by_it(how: str, inside: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = Watched(how)
+    if inside:
+        model = Model(lambda m, x: m.w(m.first(x)), first=nn.Linear(8, 8), w=model)
+    network = n2nfx.trace(model, torch.randn(1, 8))
+    assert any("leaves something in it" in note for note in network.notes)
+    pruned = n2nfx.Pipeline([RandomPruning(density=0.5)])(network).network
+    x = torch.randn(BATCH, 8)
+    for want, got in zip(model(x), network.module(x), strict=True):
+        assert torch.equal(want, got)
+    output, loss = pruned.module(x)
+    torch.testing.assert_close(loss, output.square().mean() if how != "number" else loss)
+
+
+def test_a_hook_that_no_copy_takes_along_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    seen: list[Any] = []
+    vars(model)["seen"] = seen
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with pytest.raises(CannotOperate, match="a hook of 0 is a function around an object"):
+        n2nfx.trace(model, torch.randn(1, 8))

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import HOOKS
+from n2nfx.tracing.hooked import holders, is_own
 from n2nfx.tracing.twins import twin
 
 _TABLES = tuple(name for name in vars(nn.Module()) if "hooks" in name)
@@ -61,10 +62,13 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 
 def lay_bare(model: nn.Module) -> None:
-    """Take the hooks of a copy away from all its modules, and what `torch.compile` put on them."""
+    """Take away a copy's hooks, but its own (`hooked`), and what `torch.compile` put on modules."""
+    tables = [table for m in model.modules() for name in HOOKS if (table := getattr(m, name))]
+    known = holders(model) if tables else {}
+    for table in tables:
+        for key in [key for key, hook in table.items() if not is_own(hook, known)]:
+            del table[key]
     for module in model.modules():
-        for hooks in HOOKS:
-            getattr(module, hooks).clear()
         if type(module).__module__.startswith("torch._dynamo"):
             vars(module)["forward"] = module._orig_mod
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 # The tables of hooks, which no run changes.
-_UNCHANGED = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+UNCHANGED = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 _CONSTANTS = (int, float, complex, bool, str, bytes)
 
 
@@ -48,7 +48,7 @@ class Memory:
     def changes(self) -> Iterator[Change]:
         """What is not as it was at first."""
         for path, attributes, before in self._kept:
-            for name in (attributes.keys() | before.keys()) - _UNCHANGED:
+            for name in (attributes.keys() | before.keys()) - UNCHANGED:
                 now, then = attributes.get(name), before.get(name)
                 if now is not then and name != "training" and not _same(now, then):
                     yield Change(path, name, not (_holds_tensor(now) or _holds_tensor(then)))
@@ -85,14 +85,14 @@ class Memory:
 def _looked_at(attributes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """All but the mode, which is that of a run, and what takes the place of forward in it."""
     for name, value in attributes.items():
-        if name not in _UNCHANGED and name not in ("training", "forward"):
+        if name not in UNCHANGED and name not in ("training", "forward"):
             yield name, value
 
 
 def _unshared_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     """A copy of a module's attributes."""
     copied = dict(attributes)
-    for name in copied.keys() - _UNCHANGED:
+    for name in copied.keys() - UNCHANGED:
         if type(copied[name]) not in _CONSTANTS:
             copied[name] = _unshared(copied[name])
     return copied

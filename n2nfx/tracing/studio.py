@@ -22,6 +22,7 @@ from n2nfx.tracing.fake import (
     quiet,
     random_untouched,
 )
+from n2nfx.tracing.hooked import whole_for_hooks
 from n2nfx.tracing.inventory import Inventory
 from n2nfx.tracing.leaves import is_leaf
 from n2nfx.tracing.memory import Change, Memory
@@ -156,6 +157,7 @@ class Studio:
         self.wholes: dict[str, Fault] = {
             name: Fault(CannotOperate(reason), (name,)) for name, reason in _never_through(model)
         }
+        self._rootless = self.wholes.pop("", None)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._copies: dict[str, nn.Module] = {}
         self._tapes: dict[Run, tuple[int, Tape]] = {}
@@ -179,6 +181,8 @@ class Studio:
         What cannot be traced through is kept whole from then on, unless the run is strict. Raises
         `Stopped` where that does not help.
         """
+        if self._rootless is not None:
+            raise Stopped(self._rootless)
         known, tape = self._tapes.get(run, (-1, Tape()))
         if known != len(self.wholes):
             tape = self._record(run, strict)
@@ -243,7 +247,8 @@ def _blank(real: Tensor) -> Tensor:
 
 
 def _never_through(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Modules that cannot be traced through, which is known before."""
+    """Modules, by path, that cannot be traced through, which is known before."""
+    yield from whole_for_hooks(model)
     for name, module in model.named_modules():
         if not name:
             continue

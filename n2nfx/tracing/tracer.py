@@ -16,6 +16,7 @@ from n2nfx.network import Layer, Network
 from n2nfx.tracing.closures import deep_copy, make_copyable
 from n2nfx.tracing.example import Call, Example, call_of, named
 from n2nfx.tracing.explain import explain, why_whole
+from n2nfx.tracing.hooked import refuse_closures
 from n2nfx.tracing.kinds import fix_kinds
 from n2nfx.tracing.layers import find_layers
 from n2nfx.tracing.partcall import AnyCall, PartCall, part_call
@@ -50,6 +51,7 @@ def trace(model: nn.Module, example: Example) -> Network:
     if not isinstance(model, nn.Module):
         raise CannotOperate(f"only an nn.Module can be traced, not a {type(model).__name__}")
     _refuse_uncopyable(model)
+    refuse_closures(model)
     try:
         with torch.inference_mode(False):  # the copy is to be trained, wherever it is made
             own = deep_copy(model)
@@ -94,6 +96,7 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
     """
     call = call_of(model, example)
     _refuse_uncopyable(model)
+    refuse_closures(model)
     _refuse_taken_names(model)
     _refuse_masks_at_work(model)
     make_copyable(model)
