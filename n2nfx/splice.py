@@ -4,7 +4,6 @@ Everything here works on the network's own module, in place: the pipeline has co
 lints and recompiles it after.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from n2nfx.network import Move, Network, Skip
 from n2nfx.partwise import by_part, in_part, skips_of
 from n2nfx.sites import Site, Sites, entry_of, own_norm
 from n2nfx.tracing.ops import is_in_place, is_size, kind_of, make_out_of_place
+from n2nfx.tracing.sizes import add
 from n2nfx.tracing.tape import Spec
 
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -140,7 +140,7 @@ class _Surgeon:
             if skip.shrink:
                 value = self._call(_MOST[len(skip.shrink)], value, skip.shrink)
         with self.graph.inserting_before(behind):
-            total = self._call(operator.add, entry, value, spec=entry.meta["spec"])
+            total = self._call(add, entry, value, spec=entry.meta["spec"])
         entry.replace_all_uses_with(
             total, delete_user_cb=lambda user: user is not total and not is_size(user)
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import timm
@@ -575,3 +575,31 @@ def test_a_record_alone_gives_the_same_graph_again(name: str) -> None:
         assert n2nfx.bake(outcome.network).text() == again.text()
         size = MODELS[name][1]
         assert_every_node_knows_its_shape(again, torch.randn(1, 3, size, size))
+
+
+@pytest.mark.parametrize("size", [5, 6, 7, 8, 9, 11, 12, 13, 16, 32, 33])
+@pytest.mark.parametrize(
+    ("resolution", "fits"), [("stride", {8, 12, 16, 32}), ("pool", {8, 9, 11})]
+)
+def test_at_another_size_a_branch_of_zeros_changes_nothing_or_is_told_not_to_fit(
+    size: int, resolution: Any, fits: set[int]
+) -> None:
+    """A map of one place would be added to all of another, or all of another to it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    options: dict[str, Any] = {"hops": (1, 2, 3), "init": "zero", "resolution": resolution}
+    outcome = n2nfx.transform(
+        model, density=0.5, skip_ratio=0.5, example=torch.randn(1, 3, 8, 8), **options
+    )
+    kept = n2nfx.bake(outcome.network).module.state_dict()
+    model.load_state_dict({name: kept[name] for name in model.state_dict()})
+    spliced, x = outcome.network.module.eval(), torch.randn(3, 3, size, size)
+    if size in fits:
+        assert torch.equal(spliced(x), model(x))
+        return
+    with pytest.raises(CannotOperate, match=r"a branch gives .* and its target has"):
+        spliced(x)

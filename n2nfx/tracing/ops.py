@@ -7,6 +7,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from n2nfx.tracing.sizes import add
+
 Kind = Literal["norm", "fused", "activation", "passing", "add", "other"]
 
 _ACTIVATIONS = (
@@ -49,7 +51,7 @@ _NORM_NAMES = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_n
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 _PASSING_CLASS_NAMES = {"DropPath", "StochasticDepth", "DropBlock2d"}
 _PASSING_NAMES = {"dropout", "dropout2d", "dropout3d", "contiguous", "clone"}
-_ADDS = {operator.add, operator.iadd, torch.add}
+_ADDS = {operator.add, operator.iadd, torch.add, add}
 # Calls whose result may share memory with their input.
 _VIEW_NAMES = {
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze"),

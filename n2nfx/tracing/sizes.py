@@ -18,6 +18,20 @@ def of_size(value: Tensor, size: tuple[int, ...], name: str) -> Tensor:
     return value
 
 
+def add(value: Tensor, branch: Tensor) -> Tensor:
+    """The sum of what a layer gives and what a branch to it gives, which must have one shape.
+
+    They had when the branch was laid; at another size of the input its stride may not fit, and a
+    map of one place would be added to all.
+    """
+    if value.shape != branch.shape:
+        raise CannotOperate(
+            f"at this size of the input a branch gives {_times(branch.shape[1:])} and its target "
+            f"has {_times(value.shape[1:])}: trace the model again with an example of the new size"
+        )
+    return value + branch
+
+
 def _times(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
