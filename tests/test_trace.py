@@ -1524,3 +1524,85 @@ def test_a_hook_that_no_copy_takes_along_is_refused() -> None:
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
     with pytest.raises(CannotOperate, match="a hook of 0 is a function around an object"):
         n2nfx.trace(model, torch.randn(1, 8))
+
+
+# What forward asks of values that are the same in every call
+
+
+class Causal(nn.Module):
+    """torch's transformer looks whether the mask that it is given is the causal one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.inside = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
+        return self.inside(x, mask=mask)
+
+
+def test_a_causal_mask_is_known_to_be_one() -> None:
+    torch.manual_seed(0)
+    model = Causal()
+    network = n2nfx.trace(model, torch.randn(1, 6, 16))
+    assert network.notes == ()
+    x = torch.randn(BATCH, 6, 16)
+    for training in (False, True):
+        assert torch.equal(model.train(training)(x), network.module.train(training)(x))
+    passes = [RandomPruning(density=0.5), N2NSkip(ratio=0.2, hops=(2,))]
+    spliced = n2nfx.Pipeline(passes)(network).network
+    assert spliced.skips
+    assert spliced.module(x).shape == x.shape
+
+
+def set_by_numbers(m: Any, x: Tensor) -> Tensor:
+    table = torch.zeros(3)
+    table[1] = 2.0
+    table[1:].mul_(3)
+    return m.a(x) * table[1].item() if table[1] > 5 else x
+
+
+def built_by_size(m: Any, x: Tensor) -> Tensor:
+    return m.a(x) * torch.arange(x.shape[-1], device=x.device).sum().item()
+
+
+@pytest.mark.parametrize("forward", [set_by_numbers, built_by_size])
+def test_what_depends_on_numbers_alone_is_answered(forward: Forward) -> None:
+    model = Model(forward, a=nn.Linear(4, 4))
+    network = n2nfx.trace(model, torch.randn(1, 4))
+    x = torch.randn(BATCH, 4)
+    assert network.notes == ()
+    assert torch.equal(network.module(x), model(x))
+
+
+def set_by_data(m: Any, x: Tensor) -> Tensor:
+    table = torch.zeros(3)
+    table[1] = x.sum()
+    return m.a(x) if table[1] > 0 else x
+
+
+def set_in_place_by_data(m: Any, x: Tensor) -> Tensor:
+    table = torch.zeros(3)
+    table[1:].add_(x.sum())
+    return m.a(x) if table.sum() > 0 else x
+
+
+def set_by_buffer(m: Any, x: Tensor) -> Tensor:
+    return m.a(x) if (m.table * torch.ones(3)).sum() > 0 else x
+
+
+def drawn(m: Any, x: Tensor) -> Tensor:
+    return m.a(x) if torch.rand(1).mul(2) < 1 else x
+
+
+@pytest.mark.parametrize("forward", [set_by_data, set_in_place_by_data, set_by_buffer, drawn])
+def test_what_depends_on_more_is_not(forward: Forward) -> None:
+    model = Model(forward, a=nn.Linear(4, 4), table=torch.ones(3))
+    network = n2nfx.trace(model, torch.ones(1, 4))
+    assert any("kept as it is" in note for note in network.notes)
+    for x in (torch.randn(BATCH, 4), torch.ones(BATCH, 4), -torch.ones(BATCH, 4)):
+        torch.manual_seed(0)
+        want = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(network.module(x), want)

@@ -20,6 +20,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from n2nfx.errors import CannotOperate
+from n2nfx.tracing.constants import ASKED
 from n2nfx.tracing.devices import RealDevice
 from n2nfx.tracing.foreign import foreign_calls_report, grad_mode_matters
 from n2nfx.tracing.inventory import Inventory
@@ -168,6 +169,10 @@ class Recorder(TorchFunctionMode):
         if func is torch.nn.functional.multi_head_attention_forward:
             return self._through_attention(func, args, kwargs)
         self._refuse_contexts()
+        if name in ASKED and (constant := self._scribe.constant(args[0])) is not None:
+            self._scribe.tape.asked = True  # the answer may depend on a size
+            with torch._C.DisableTorchFunction():
+                return func(constant, *args[1:], **kwargs)
         result = self._call(func, name, args, kwargs)
         if name == "__set__":
             attribute = getattr(getattr(func, "__self__", None), "__name__", "an attribute")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from n2nfx.errors import CannotOperate
+from n2nfx.tracing.constants import value_of
 from n2nfx.tracing.tape import Built, Entry, InputDevice, Op, Ref, Tape
 from n2nfx.tracing.values import is_dataclass, items, specs, tensors
 from n2nfx.tracing.witness import Witness
@@ -82,6 +83,11 @@ class Scribe:
     def has_read(self, tensor: Tensor) -> bool:
         """Whether a step has read the tensor, or given it."""
         return id(tensor) in self._refs
+
+    def constant(self, tensor: Tensor) -> Tensor | None:
+        """A tensor's values, where they depend on nothing but numbers."""
+        ref = self._refs.get(id(tensor))
+        return None if ref is None else value_of(self.tape.entries, ref)
 
     def detach(self, result: Any) -> None:
         """Let the tensors of a result get no gradient, as `torch.no_grad` has it."""
