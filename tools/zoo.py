@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class Effort:
     most: float  # multiply-adds of a forward whose numbers are compared
     gradients: bool
     only: Literal["blank", "numbers"] | None  # the part of it: see `zoo_check.check`
+    device: str  # where numbers alone are compared
 
 
 def sweep(names: Sequence[str], out: Path, jobs: int, effort: Effort, again: bool) -> None:
@@ -44,7 +45,9 @@ def sweep(names: Sequence[str], out: Path, jobs: int, effort: Effort, again: boo
     left = [n for n in names if n not in done or (again and done[n]["status"] != "ok")]
     print(f"{len(names)} names, {len(left)} to run", file=sys.stderr)
     with out.open("a") as file, ThreadPoolExecutor(jobs) as pool:
-        for number, row in enumerate(pool.map(lambda name: run(name, effort), left), 1):
+        runs = [pool.submit(run, name, effort) for name in left]
+        for number, ended in enumerate(as_completed(runs), 1):
+            row = ended.result()
             file.write(json.dumps(row) + "\n")
             file.flush()
             told = row.get("reason", "")
@@ -88,7 +91,7 @@ def run(name: str, effort: Effort) -> Row:
 def _work(name: str, effort: Effort, sender: Any) -> None:
     import zoo_check
 
-    sender.send(zoo_check.check(name, effort.most, effort.gradients, effort.only))
+    sender.send(zoo_check.check(name, effort.most, effort.gradients, effort.only, effort.device))
 
 
 def _family(name: str) -> str:
@@ -132,10 +135,13 @@ def main() -> None:
         choices=("blank", "numbers"),
         help="what can be said of weights without data, for what does not fit; or numbers compared",
     )
+    parser.add_argument("--device", default="cpu", help="where numbers alone are compared")
     parser.add_argument("--again", action="store_true", help="run again what failed")
     asked = parser.parse_args()
     patterns = [*asked.names, *([str(FAMILIES)] if asked.families else [])]
-    effort = Effort(asked.limit, asked.most, not asked.no_gradients, asked.only)
+    if asked.device != "cpu" and asked.only != "numbers":
+        parser.error("--device is for --only numbers")
+    effort = Effort(asked.limit, asked.most, not asked.no_gradients, asked.only, asked.device)
     sweep(expand(patterns), asked.out, asked.jobs, effort, asked.again)
 
 

@@ -72,12 +72,19 @@ def family(name: str) -> str:
     return "n2nfx:zoo"
 
 
-def check(name: str, most: float = 2e10, gradients: bool = True, only: Only | None = None) -> Row:
+def check(
+    name: str,
+    most: float = 2e10,
+    gradients: bool = True,
+    only: Only | None = None,
+    device: str = "cpu",
+) -> Row:
     """Check one model; the row's `status` is "ok" or "failed", then with `stage` and `reason`.
 
     Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
     compared instead, which the row says; not of a detector, whose shapes depend on numbers. In
-    the row of a part of the check, `only` that, is what that part finds.
+    the row of a part of the check, `only` that, is what that part finds. Numbers alone can be
+    compared on a `device`, which the row says.
     """
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
     if only:
@@ -86,7 +93,12 @@ def check(name: str, most: float = 2e10, gradients: bool = True, only: Only | No
         warnings.simplefilter("ignore")
         try:
             with _no_fast_path():
-                _HOW[only](row, most, gradients)
+                if only == "numbers":
+                    _check_numbers(row, most, gradients, device)
+                elif only == "blank":
+                    _check_blank(row)
+                else:
+                    _check(row, most, gradients)
             del row["stage"]
         except Exception as error:
             told = str(error).strip().splitlines()
@@ -158,14 +170,38 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
     _comes_back(row, outcomes)
 
 
-def _check_numbers(row: Row, most: float, gradients: bool) -> None:
+def _check_numbers(row: Row, most: float, gradients: bool, device: str) -> None:
     """What the model does and what its graph does, if a forward costs no more than `most`."""
-    original, example, row["build_ms"] = _built(row["name"])
-    network = _recorded(row, original, copy.deepcopy(original), example)
-    _compare(row, original, network, most, gradients)
+    if device == "cpu":
+        original, example, row["build_ms"] = _built(row["name"])
+    else:
+        original, example, row["build_ms"] = _built_on(device, row["name"])
+        row["device"] = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    # Gradients are of each alone; without them both can have the weights in common.
+    shared = {} if gradients else {id(p): p for p in original.parameters()}
+    network = _recorded(row, original, copy.deepcopy(original, shared), example)
+    _compare(row, original, network, most, gradients, device)
 
 
-def _check_blank(row: Row, most: float, gradients: bool) -> None:
+def _built_on(device: str, name: str) -> tuple[nn.Module, models.Example, int]:
+    """A model of timm made on a device, its example, and the milliseconds that building took.
+
+    Others are made as always, and then moved.
+    """
+    zoo, _, plain = name.partition(":")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
+    if zoo != "timm":
+        model, example, milliseconds = _built(name)
+        assert isinstance(example, Tensor)
+        return model.to(device), example.to(device), milliseconds
+    with torch.device(device):
+        model, milliseconds = _timed(lambda: timm.create_model(plain))
+        example = torch.zeros(1, *model.pretrained_cfg["input_size"])
+    return _shaken(model), example, milliseconds
+
+
+def _check_blank(row: Row) -> None:
     """All that needs no data, with weights that have none, so that no image model is too large.
 
     It is traced, shapes are compared, and pairs of layers are counted.
@@ -184,9 +220,6 @@ def _check_blank(row: Row, most: float, gradients: bool) -> None:
     _count_pairs(row, network, copy.deepcopy(network.module))
 
 
-_HOW = {None: _check, "blank": _check_blank, "numbers": _check_numbers}
-
-
 def _traced(
     row: Row, original: nn.Module, example: models.Example, most: float, gradients: bool
 ) -> tuple[Network, "Calls | None"]:
@@ -198,13 +231,18 @@ def _traced(
 
 
 def _compare(
-    row: Row, original: nn.Module, network: Network, most: float, gradients: bool
+    row: Row,
+    original: nn.Module,
+    network: Network,
+    most: float,
+    gradients: bool,
+    device: str = "cpu",
 ) -> "Calls | None":
     """Compare a network with its model; gives the calls of both, if numbers were compared."""
     row["stage"] = "same"
     numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
-    calls = _calls(original, network) if numbers else None
+    calls = _calls(original, network, device) if numbers else None
     if calls is None:
         _same_shapes(original, network)
     else:
@@ -334,12 +372,13 @@ class Calls:
         return self.training if training else self.evaluation
 
 
-def _calls(model: nn.Module, network: Network) -> Calls:
+def _calls(model: nn.Module, network: Network, device: str) -> Calls:
     generator = torch.Generator().manual_seed(1)
     if zoo_detectors.is_detector(model):
         return Calls(zoo_detectors.evaluated(generator), zoo_detectors.trained(generator))
     inputs = tuple(
-        torch.rand((BATCH, *spec.shape[1:]), generator=generator) - 0.3 for spec in network.inputs
+        (torch.rand((BATCH, *spec.shape[1:]), generator=generator) - 0.3).to(device)
+        for spec in network.inputs
     )
     return Calls([inputs], [inputs])
 
