@@ -427,7 +427,8 @@ def build():
     ("key", "value", "told"),
     [
         ("stride", [1, 1], "the network cannot run; after skips.0__6"),
-        ("stride", [8, 8], r"skip 'skips.0__6' gives \[1, 1\] places, not \[4, 4\]"),
+        ("stride", [8, 8], "a branch gives 6x1x1 and its target has 6x4x4"),
+        ("places", [2, 8], r"skip 'skips.0__6' gives \[4, 4\] places, not \[2, 8\]"),
         ("stride", [4, 4], "the network cannot run"),
         ("padding", [0, 0], "the network cannot run"),
         ("padding", [9, 9], "the network cannot run"),
@@ -436,10 +437,10 @@ def build():
         ("padding", [-1, -1], "cannot run|cannot be built again"),
     ],
 )
-def test_a_branch_of_another_stride_or_padding_is_refused(
+def test_a_branch_of_another_stride_padding_or_places_is_refused(
     key: str, value: list[int], told: str, tmp_path: Path
 ) -> None:
-    """The graph's text has neither, and a map of one place adds to any other."""
+    """The graph's text has none of them."""
     net = tmp_path / "net.py"
     net.write_text(STRIDED)
     n2nfx.transform(
