@@ -580,6 +580,49 @@ def test_a_part_that_does_other_things_for_other_batch_sizes_is_kept_whole(
     assert_same(model, network.module, *examples((5, 6), batch=batch))
 
 
+FROM_MANY_ON: dict[str, Forward] = {
+    "chunks": lambda m, x: torch.cat([m.layer(chunk) for chunk in x.split(64)]),
+    "slices": lambda m, x: torch.cat([m.layer(x[at : at + 64]) for at in range(0, len(x), 64)]),
+    "branch": lambda m, x: m.layer(x) if x.shape[0] < 100 else -m.layer(x),
+    "at most": lambda m, x: m.layer(x)[: min(x.shape[0], 500)],
+}
+
+
+@pytest.mark.parametrize("batch", [64, 65, 129, 700])
+@pytest.mark.parametrize("body", FROM_MANY_ON.values(), ids=FROM_MANY_ON)
+def test_a_part_that_does_other_things_from_many_examples_on_is_kept_whole(
+    body: Forward, batch: int
+) -> None:
+    model = nn.Sequential(nn.ReLU(), Model(body, layer=nn.Linear(6, 6)))
+    network = n2nfx.trace(model, torch.ones(1, 5, 6))
+    (note,) = network.notes
+    assert note.startswith("1 (Model) is kept as it is")
+    assert "depends on the batch size" in note
+    assert_same(model, network.module, *examples((5, 6), batch=batch))
+
+
+@pytest.mark.parametrize("batch", [2, 70])
+def test_a_forward_that_looks_at_values_in_training_only_is_right_in_both_modes(batch: int) -> None:
+    """Recording on the meta device ends at its third run, and begins again."""
+
+    def body(model: Any, x: Tensor) -> Tensor:
+        made = model.layer(x)
+        if model.training and made.sum().item() > 0:
+            made = made * 2
+        return made.reshape(x.shape[0], -1)
+
+    model = nn.Sequential(nn.ReLU(), Model(body, layer=nn.Linear(6, 6)))
+    network = n2nfx.trace(model, torch.ones(1, 5, 6))
+    assert "looks at the values" in "".join(network.notes)
+    assert_same(model, network.module, *examples((5, 6), batch=batch))
+
+
+def test_activation_shapes_have_no_batch_wherever_it_stands() -> None:
+    model = Model(lambda m, x: m.layer(x.transpose(0, 1)), layer=nn.Linear(6, 4))
+    (layer,) = n2nfx.trace(model, torch.ones(1, 5, 6)).layers
+    assert (layer.reads, layer.writes) == ((5, 6), (5, 4))
+
+
 @pytest.mark.parametrize(
     "body",
     [

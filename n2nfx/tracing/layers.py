@@ -230,8 +230,14 @@ def _whole_shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    """A node's activation shape without the batch: at the larger one, which nothing squeezes."""
-    return _whole_shape(node)[1:]
+    """A node's activation shape without the batch, wherever it is among the dimensions.
+
+    At the larger batch, which nothing squeezes.
+    """
+    small, large = (spec.shape for spec in node.meta["spec"])
+    unlike = (at for at, sizes in enumerate(zip(small, large, strict=False)) if len({*sizes}) > 1)
+    batch = next(unlike, 0)
+    return (*large[:batch], *large[batch + 1 :])
 
 
 # Layers inside of modules that are kept whole.

@@ -33,6 +33,14 @@ from n2nfx.tracing.tape import Tape, is_inside
 from n2nfx.tracing.unify import Run
 from n2nfx.tracing.witness import Witness
 
+# Batches that tell what depends on the batch. Without data the larger costs nothing, and shows a
+# forward that does something else from some number of examples on (in chunks of 64, say).
+_MANY, _SOME = 1031, 61
+
+
+class NoLongerQuick(Exception):
+    """The meta device does not do after all: what was recorded of many examples is void."""
+
 
 class Stopped(Exception):
     """A run that cannot be recorded, whatever is kept whole."""
@@ -170,6 +178,11 @@ class Studio:
             return None
         return Stage(copied, MetaInstead(self.call.device), nullcontext(), META)
 
+    @property
+    def many(self) -> int:
+        """The larger batch that runs are recorded with."""
+        return _SOME if self._quick is None else _MANY
+
     @cached_property
     def _careful(self) -> Stage:
         device = RealDevice(self.call.device)
@@ -179,7 +192,7 @@ class Studio:
         """The tape of one run, with the modules kept whole that are known by its end.
 
         What cannot be traced through is kept whole from then on, unless the run is strict. Raises
-        `Stopped` where that does not help.
+        `Stopped` where that does not help, and `NoLongerQuick` where `many` are fewer from now on.
         """
         if self._rootless is not None:
             raise Stopped(self._rootless)
@@ -197,6 +210,8 @@ class Studio:
                 if strict:  # at another size: a failure says nothing about the device
                     raise Stopped(Fault(error, ("",))) from error
                 self._quick = None
+                if any(one.batch == _MANY for one in (run, *self._tapes)):
+                    raise NoLongerQuick from error
         while True:
             try:
                 really = None if strict else self._really

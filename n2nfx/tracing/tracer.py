@@ -24,7 +24,7 @@ from n2nfx.tracing.parts import with_parts
 from n2nfx.tracing.recorder import Fault
 from n2nfx.tracing.rootless import whole_root
 from n2nfx.tracing.sizes import fix_sizes
-from n2nfx.tracing.studio import Stopped, Studio, open_studio
+from n2nfx.tracing.studio import NoLongerQuick, Stopped, Studio, open_studio
 from n2nfx.tracing.tape import Tape, Visit, is_inside
 from n2nfx.tracing.unify import Confounded, Parted, Run, unify
 from n2nfx.tracing.writer import GraphWriter
@@ -32,9 +32,7 @@ from n2nfx.tracing.writer import GraphWriter
 # Three sizes tell a number that depends on the batch by a line (a * B + c) from any other (B // 2,
 # B % 2, B * B); two in each mode tell it from one that depends on the mode. Size 1 shows a forward
 # that treats a single example apart; not in training, where batch norm refuses it.
-_RUNS = (Run(False, 1), Run(False, 61), Run(True, 61))
-_BLIND = (Run(False, 1), Run(False, 61))  # where forward sees no size, only the mode can matter
-_LAST = Run(True, 2)
+_FIRST, _LAST = Run(False, 1), Run(True, 2)
 _ALONE = (Run(False, 7), Run(True, 7))  # the third sizes, where each mode has a graph of its own
 
 
@@ -193,19 +191,29 @@ def _part(child: nn.Module, call: PartCall | None, quick: bool) -> _Traced | Non
 
 def _graphs(studio: Studio) -> tuple[_Recorded, ...]:
     """One graph for both modes, or one for evaluation and one for training."""
-    runs = _RUNS if studio.record(_RUNS[0]).asked else _BLIND
+    try:
+        return _graphs_of(studio)
+    except NoLongerQuick:
+        return _graphs_of(studio)
+
+
+def _graphs_of(studio: Studio) -> tuple[_Recorded, ...]:
+    asked = studio.record(_FIRST).asked
+    evaluation, training = (_FIRST, Run(False, studio.many)), Run(True, studio.many)
+    # Where forward sees no size, only the mode can matter.
+    runs = (*evaluation, training) if asked else evaluation
     while True:
         tapes = _settled(studio, runs)
         try:
             return (_with_last(studio, tapes, _LAST),)
         except Confounded:  # in training it sees some
-            runs = _RUNS
+            runs = (*evaluation, training)
         except Parted as parted:
             if parted.cause == "mode":
                 break
             _keep_whole(studio, parted)
     while True:
-        tapes = _settled(studio, (*_RUNS, _LAST))
+        tapes = _settled(studio, (*evaluation, training, _LAST))
         try:
             return tuple(_with_last(studio, _of_mode(tapes, run.training), run) for run in _ALONE)
         except Parted as parted:
