@@ -173,7 +173,7 @@ def _line(row: Row) -> str:
         f"{row['weights']:,}" if "weights" in row else "",
         row.get("graphs", ""),
         "" if "any_size" not in row else "yes" if row["any_size"] else "no",
-        row.get("compared", ""),
+        row.get("compared", "") + (f" on {row['device']}" if "device" in row else ""),
         row.get("eval", ""),
         row.get("train", ""),
         f"{legal} ({pairs})",
