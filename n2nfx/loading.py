@@ -13,7 +13,7 @@ from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
 from n2nfx.graphmodule import graphs_of, parts_of, recompile
 from n2nfx.masks import Masks
-from n2nfx.network import Network, Probe, Step
+from n2nfx.network import Layer, Network, Probe, Step
 from n2nfx.plan import Plan, graph_sha256
 from n2nfx.registry import passes
 from n2nfx.source import from_model, network_of
@@ -129,14 +129,20 @@ def _with_recorded_layers(path: Path, network: Network, plan: Plan) -> Network:
     for here, there in zip(network.layers, plan.layers, strict=False):
         ignored = {} if here.weight in called else _NO_USE
         if replace(here, **ignored) != replace(there, **ignored):
-            raise DamagedFile(
-                f"{path}: another model: layer {there.name} {there.weight_shape} is recorded where "
-                f"this one has {here.name} {here.weight_shape}"
-            )
+            raise DamagedFile(f"{path}: another model: {_other_layer(here, there)}")
     if len(network.layers) != len(plan.layers):
         counts = f"{len(plan.layers)} layers are recorded, this one has {len(network.layers)}"
         raise DamagedFile(f"{path}: another model: {counts}")
     return replace(network, layers=plan.layers)
+
+
+def _other_layer(here: Layer, there: Layer) -> str:
+    """What tells a layer of this model from the one that is recorded in its place."""
+    names = [f"{layer.name} {layer.weight_shape}" for layer in (here, there)]
+    if names[0] != names[1]:
+        return f"layer {names[1]} is recorded where this one has {names[0]}"
+    key = next(key for key, value in vars(here).items() if value != vars(there)[key])
+    return f"layer {here.name} {key} {vars(here)[key]}, and is recorded with {vars(there)[key]}"
 
 
 def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> None:

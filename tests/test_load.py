@@ -165,6 +165,18 @@ def test_a_wrong_model_is_told_from_the_recorded_one(wrong: nn.Module, tmp_path:
         n2nfx.load(tmp_path / "out", wrong)
 
 
+def test_a_layer_of_the_same_name_and_shape_is_told_by_what_differs(tmp_path: Path) -> None:
+    small().save(tmp_path / "out")
+    wrong = chain()
+    narrower: Any = wrong[3]
+    narrower.padding = (0, 0)
+    with pytest.raises(
+        DamagedFile,
+        match=r"layer 3 writes \(8, 30, 30\), and is recorded with \(8, 32, 32\)",
+    ):
+        n2nfx.load(tmp_path / "out", wrong)
+
+
 def _rewritten(folder: Path, target: Path, **changes: object) -> Path:
     """A copy of an artifact with other values in its plan, its hashes right."""
     found = artifact.read(folder)
