@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from n2nfx import lock
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotWrite, UsageError
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def put(directory: Path, contents: Mapping[str, bytes], kind: Kind, *, force: bo
     """Make a directory of exactly these files, so that it is at every moment the old or the new.
 
     Missing parents are made, and a link is followed. Raises UsageError (`require_free`, another
-    writer is at work on the directory, or it came to be meanwhile) and CannotOperate (a full disk,
+    writer is at work on the directory, or it came to be meanwhile) and CannotWrite (a full disk,
     no permission); after either, everything is as it was.
     """
     require_free(directory, kind, force)
@@ -65,16 +65,16 @@ def put(directory: Path, contents: Mapping[str, bytes], kind: Kind, *, force: bo
         _put(target, contents, kind, force)
     except OSError as error:
         size = sum(len(data) for data in contents.values())
-        raise CannotOperate(
+        raise CannotWrite(
             f"{target}: cannot be written: {error.strerror}; it needs {size} bytes; nothing was "
-            "changed; name another directory"
+            "changed; make room, or name another directory"
         ) from error
 
 
 def put_file(path: Path, data: bytes) -> None:
     """Make a file of exactly this, at every moment the old one or the new; a link is followed.
 
-    Missing parents are made. Raises CannotOperate (a full disk, no permission, a directory there).
+    Missing parents are made. Raises CannotWrite (a full disk, no permission, a directory there).
     """
     target = Path(os.path.realpath(path))
     partial = _beside(target, secrets.token_hex(8))
@@ -90,7 +90,7 @@ def put_file(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
         sync_folder(target.parent)
     except OSError as error:
-        raise CannotOperate(
+        raise CannotWrite(
             f"{target}: cannot be written: {error.strerror}; it needs {len(data)} bytes; "
             "nothing was changed; make room, or name another place"
         ) from error

@@ -22,6 +22,10 @@ class CannotOperate(N2nfxError):
     exit_code = 3
 
 
+class CannotWrite(CannotOperate):
+    """A file that cannot be written (a full disk, no permission): it will do, once it can be."""
+
+
 class DamagedFile(N2nfxError):
     """An input file that is missing, damaged, or not what it says it is."""
 

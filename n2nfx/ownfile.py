@@ -37,6 +37,15 @@ def require(canonical_name: str) -> Path:
     return path
 
 
+def digest(name: str) -> str:
+    """SHA-256 of the file. Raises UsageError where it is not there or cannot be read."""
+    path = require(canonical(name))
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def load(canonical_name: str) -> Callable[..., object]:
     """The function; its file can import its neighbours while it is loaded, and while it is called.
 

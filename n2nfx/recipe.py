@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from n2nfx import ownfile
 from n2nfx.errors import UsageError, did_you_mean
 from n2nfx.runspec import Part, RunSpec, Training, canonical, name_of
 
@@ -138,10 +139,17 @@ class Recipe(Part):
     def _densities(self, method: str) -> tuple[float | None, ...]:
         return self.matrix.densities if _has_density(self.methods[method]) else (None,)
 
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """The SHA-256 of the files of one's own that models and data are in, by their names."""
+        named = (*self.matrix.models, *self.matrix.data)
+        return {name: ownfile.digest(name) for name in named if ownfile.is_file(name)}
+
     def _spec(self, cell: Cell, seed: int) -> RunSpec:
         return RunSpec(
             model=cell.model,
             data=cell.data,
+            files=tuple(self._files[n] for n in (cell.model, cell.data) if n in self._files),
             passes=tuple(with_density(t, cell.density) for t in self.methods[cell.method]),
             seed=seed,
             scoring_images=self.scoring_images,

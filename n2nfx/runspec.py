@@ -5,9 +5,12 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from n2nfx import ownfile
 
 _DIGITS = 8
 
@@ -72,11 +75,14 @@ class RunSpec(Part):
     """One run. `passes` are the texts of the passes that make the network of the reference.
 
     `model` is a name as `n2nfx transform` takes it, `data` one as `n2nfx data ls` lists it. The
-    pruners that look at data see the first `scoring_images` training images as one batch.
+    pruners that look at data see the first `scoring_images` training images as one batch. Where
+    model or data are functions in files of one's own, `files` are the files' SHA-256, in that
+    order: an edited file is another run, and one that only lies elsewhere is the same.
     """
 
     model: str
     data: str
+    files: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
     scoring_images: Annotated[int, Field(ge=1)] = 256
@@ -85,7 +91,9 @@ class RunSpec(Part):
     @cached_property
     def canonical(self) -> str:
         """The run as JSON without what is at its default: what the name's digits stand for."""
-        return canonical(self)
+        named = {"model": self.model, "data": self.data} if self.files else {}
+        wherever = {k: PurePath(name).name for k, name in named.items() if ownfile.is_file(name)}
+        return canonical(self.model_copy(update=wherever))
 
     @cached_property
     def name(self) -> str:

@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from n2nfx.atomic import put_file
-from n2nfx.errors import CannotOperate
+from n2nfx.errors import CannotOperate, CannotWrite
 from n2nfx.runspec import RunSpec
 from n2nfx.training import sweep
 from n2nfx.training.local import Local
 from n2nfx.training.runresult import MANIFEST, RESULT, Result, manifest_line
 from n2nfx.training.sweep import Ended, Job
+
+_AT_FIRST = {
+    "works at last": CannotOperate("not yet"),
+    "no room": CannotWrite("events.jsonl: cannot be written: No space left on device"),
+}
 
 
 def specs(count: int, data: str = "quick") -> list[RunSpec]:
@@ -62,8 +67,8 @@ def _do(spec: RunSpec, folder: Path) -> None:
             raise ZeroDivisionError("by nothing")
         case "odd seeds fail" if spec.seed % 2:
             raise CannotOperate(f"{spec.seed} is odd")
-        case "works at last" if begun == 1:
-            raise CannotOperate("not yet")
+        case "works at last" | "no room" if begun == 1:
+            raise _AT_FIRST[spec.data]
         case "interrupted":
             raise KeyboardInterrupt
         case "killed" if spec.seed == 1:

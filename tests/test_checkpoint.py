@@ -133,7 +133,7 @@ def test_on_a_full_disk_the_last_one_stays_and_what_helps_is_told(small_disk: Pa
     places.write(checkpoint(2, size=20_000))
     with pytest.raises(CannotOperate, match=r"No space left.*from the last checkpoint") as told:
         places.write(checkpoint(3, size=20_000))
-    assert "make room and start the same run again" in str(told.value)
+    assert "make room, or name another directory; then start the same run again" in str(told.value)
     assert found(small_disk / "checkpoints") == (2, 0)
     places.write(checkpoint(4, size=100))
     assert found(small_disk / "checkpoints") == (4, 0)

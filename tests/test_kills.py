@@ -115,7 +115,8 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
     filler.unlink()
     runs.run(spec(), small_disk / "run", save_every=0)
     assert same(whole, small_disk / "run")
-    assert newest is None or newest.step > 0
+    assert newest is not None
+    assert newest.step > 0
 
 
 def test_a_quota_stops_it_as_a_full_disk_does(whole: Path, tmp_path: Path) -> None:

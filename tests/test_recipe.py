@@ -106,6 +106,21 @@ def test_names_do_not_change_with_what_is_at_its_default() -> None:
     assert plain.id != small(training={"epochs": 299}).id
 
 
+def test_an_edited_file_is_another_run_and_one_elsewhere_is_the_same(tmp_path: Path) -> None:
+    def name(folder: str, text: str = "") -> str:
+        file = tmp_path / folder / "net.py"
+        file.parent.mkdir(exist_ok=True)
+        if text:
+            file.write_text(text)
+        return small(matrix={**SMALL["matrix"], "models": [f"{file}:build"]}).runs[0].spec.name
+
+    first = name("a", "build = 1")
+    assert name("b", "build = 1") == first
+    assert name("a", "build = 2") != first
+    with pytest.raises(UsageError, match=r"there is no file .*net\.py"):
+        name("c")
+
+
 def test_a_whole_number_is_the_same_as_its_decimal_form() -> None:
     assert small(training={"lr": 1}).id == small(training={"lr": 1.0}).id
 

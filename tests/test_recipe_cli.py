@@ -582,14 +582,17 @@ def test_who_is_at_work_is_no_reason_of_a_failure(mine: str, tmp_path: Path) -> 
 
 def test_a_method_has_its_colour_however_much_is_there(tmp_path: Path) -> None:
     """Densities in any order, names that matplotlib would leave out or read as formulas."""
+    first, other = (tmp_path / name for name in ("a.py", "b.py"))
+    for file in (first, other):
+        file.touch()
     asked = [
-        "matrix.models=a.py:net,b.py:net", "matrix.densities=0.1,0.5,0.2", "matrix.seeds=0",
+        f"matrix.models={first}:net,{other}:net", "matrix.densities=0.1,0.5,0.2", "matrix.seeds=0",
         "matrix.methods=['_RP','N$2']",
         "methods={_RP=['random{density=DENSITY}'], 'N$2'=['snip{density=DENSITY}']}",
     ]  # fmt: skip
     found = recipe.read("smoke", asked)
     for one in found.runs:
-        if one.cell.model == "b.py:net" and one.cell.method == "N$2":
+        if one.cell.model == f"{other}:net" and one.cell.method == "N$2":
             folder = tmp_path / one.spec.name
             folder.mkdir()
             sweep_samples.finish(folder, final_accuracy=90.0, best_accuracy=90.0, final_loss=0.1)

@@ -210,3 +210,11 @@ def test_a_run_that_goes_on_with_another_file_says_so(
     file.write_text(source.format("GELU"))
     assert runs.run(asked, tmp_path / "run").environments == 2
     assert f"files.{file}:build was " in caplog.text
+
+
+def test_a_file_that_was_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    """It would be trained under the name of what it was."""
+    asked = spec().model_copy(update={"files": ("0" * 64,)})
+    with pytest.raises(UsageError, match=r"run_samples\.py: was changed meanwhile"):
+        runs.run(asked, tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -67,6 +67,13 @@ def test_a_failure_is_told_and_tried_again_only_on_request(tmp_path: Path) -> No
     assert standing(one.folder).state == "done"
 
 
+def test_where_room_was_missing_the_same_command_goes_on(tmp_path: Path) -> None:
+    one = job(tmp_path, "no room")
+    assert (do(one).state, standing(one.folder).state) == ("failed", "stopped")
+    assert "No space left" in standing(one.folder).told
+    assert do(one).state == "done"
+
+
 def test_a_bug_leaves_its_traceback_and_is_told_with_its_place(tmp_path: Path) -> None:
     one = job(tmp_path, "buggy")
     assert do(one).told == "ZeroDivisionError: by nothing"

@@ -352,7 +352,9 @@ def _require_all_right(specs: Sequence[Any], out: Path, told: Mapping[str, str])
     if failed:
         for name, why in failed.items():
             click.echo(printable(f"  {name}: {why}"), err=True)
-        raise RunFailed(f"{len(failed)} of {len(stands)} runs failed; --retry runs them again")
+        asked = any(one.state == "failed" for one in stands.values())
+        again = "--retry runs them again" if asked else "the same command goes on with them"
+        raise RunFailed(f"{len(failed)} of {len(stands)} runs failed; {again}")
 
 
 @recipe.command("status")

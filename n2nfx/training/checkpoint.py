@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from n2nfx import artifact
-from n2nfx.errors import CannotOperate, DamagedFile
+from n2nfx.errors import CannotWrite, DamagedFile
 
 _PLACES = ("a", "b")
 
@@ -57,7 +57,7 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint) -> None:
         """Write one in the place of the one before the last, which stays until this is safe.
 
-        Raises CannotOperate (a full disk): the last one is as it was then.
+        Raises CannotWrite (a full disk): the last one is as it was then.
         """
         plan = {"step": checkpoint.step, "facts": dict(checkpoint.facts)}
         if self._free in self._damaged:  # it may be damaged so that nothing replaces it
@@ -65,10 +65,10 @@ class Checkpoints:
             self._damaged.discard(self._free)
         try:
             artifact.write(self.folder / self._free, plan, checkpoint.tensors, {}, force=True)
-        except CannotOperate as error:
-            raise CannotOperate(
-                f"{error}; or make room and start the same run again (of a recipe: --retry): it "
-                "goes on from the last checkpoint, which is whole"
+        except CannotWrite as error:
+            raise CannotWrite(
+                f"{error}; then start the same run again: it goes on from the last checkpoint, "
+                "which is whole"
             ) from error
         self._free = next(place for place in _PLACES if place != self._free)
 

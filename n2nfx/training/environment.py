@@ -11,7 +11,6 @@ import torch
 import n2nfx
 from n2nfx import ownfile
 from n2nfx.plan import versions
-from n2nfx.training.runresult import contents, sha256
 
 
 def environment(device: torch.device, processes: int, names: Iterable[str]) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def environment(device: torch.device, processes: int, names: Iterable[str]) -> d
 
     `names` are the run's model and data: files of one's own are told by their SHA-256.
     """
-    files = {n: sha256(contents(ownfile.require(n))) for n in names if ownfile.is_file(n)}
+    files = {name: ownfile.digest(name) for name in names if ownfile.is_file(name)}
     return {
         "versions": versions(),
         "code": _code(),

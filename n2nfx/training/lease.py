@@ -25,7 +25,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from n2nfx.atomic import sync_folder
-from n2nfx.errors import CannotOperate, N2nfxError, described, first_line
+from n2nfx.errors import CannotWrite, N2nfxError, described, first_line
 
 FOLDER = "leases"
 
@@ -101,14 +101,15 @@ def newest(folder: Path) -> Lease | None:
 def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator[Lease]:
     """Hold the lease of a run while the body works, and write down how that ended.
 
-    Raises `Taken` where another holds it, CannotOperate where the folder cannot be written.
+    Raises `Taken` where another holds it, CannotWrite where the folder cannot be written.
+    A run that ends since a file cannot be written is stopped, not failed: with room it goes on.
     `on_lost` is called, in another thread, should somebody have taken it over: from a process that
     was stopped for a minute, as seen from another host.
     """
     try:
         lease = _claim(folder)
     except OSError as error:
-        raise CannotOperate(f"{folder}: cannot be written: {error.strerror}") from error
+        raise CannotWrite(f"{folder}: cannot be written: {error.strerror}") from error
     over = threading.Event()
     heart = threading.Thread(
         target=_beat, args=(folder, lease.number, over, on_lost or _nothing), daemon=True
@@ -118,7 +119,8 @@ def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator
     try:
         yield lease
     except BaseException as error:
-        state, reason = ("failed" if isinstance(error, Exception) else "stopped"), told(error)
+        fails = isinstance(error, Exception) and not isinstance(error, CannotWrite)
+        state, reason = ("failed" if fails else "stopped"), told(error)
         if not isinstance(error, N2nfxError | KeyboardInterrupt):
             with suppress(OSError):
                 log_of(folder, lease.number).write_text(traceback.format_exc())
@@ -132,7 +134,7 @@ def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator
 
 def give_up(folder: Path, reason: str) -> None:
     """Write down that a run failed, whose process cannot do it any more."""
-    with suppress(Taken, GaveUp, CannotOperate), claimed(folder):
+    with suppress(Taken, GaveUp, CannotWrite), claimed(folder):
         raise GaveUp(reason)
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from n2nfx import lock
+from n2nfx import lock, ownfile
 from n2nfx.atomic import put_file
-from n2nfx.errors import CannotOperate, DamagedFile, UsageError
+from n2nfx.errors import CannotWrite, DamagedFile, UsageError
 from n2nfx.network import Probe
 from n2nfx.outcome import Outcome
 from n2nfx.pipeline import apply
@@ -62,9 +62,10 @@ def run(
     With `tensorboard` its epochs are written for TensorBoard too, as long as nothing goes wrong
     with that.
     Started by torchrun, all processes train one network. Raises UsageError (the directory has
-    another run, or another process is at it), CannotOperate (no data, no memory, a full disk) and
-    DamagedFile (what stands there is no longer what was written).
+    another run, or another process is at it), CannotOperate (no data, no memory), CannotWrite (a
+    full disk) and DamagedFile (what stands there is no longer what was written).
     """
+    _require_unchanged(spec)
     place = own_device(device)
     with joined(place) as ranks:
         result = _finished(folder, spec)
@@ -84,6 +85,15 @@ def make(spec: RunSpec, data: Data) -> Outcome:
     batch = data.first(min(spec.scoring_images, len(data.train)))
     probe = Probe(seed=spec.seed, batches=(batch,))
     return apply([from_text(text, known) for text in spec.passes], network, probe)
+
+
+def _require_unchanged(spec: RunSpec) -> None:
+    """Raise UsageError where a file of one's own is no longer the one that was meant."""
+    named = [name for name in (spec.model, spec.data) if ownfile.is_file(name)]
+    for name, digest in zip(named, spec.files, strict=False):
+        if ownfile.digest(name) != digest:
+            path = name.rpartition(":")[0]
+            raise UsageError(f"{path}: was changed meanwhile: what is in it now is another run")
 
 
 # What stands in the directory
@@ -111,7 +121,7 @@ def _require_of(folder: Path, spec: RunSpec) -> None:
             f"{path}: is not the configuration of a run: {key}: {first['msg']}; restore it, or "
             f"delete {folder} to train again"
         ) from error
-    if there != spec:
+    if there.canonical != spec.canonical:
         key, found, asked = next(_differences(there.model_dump(), spec.model_dump()))
         raise UsageError(
             f"{folder}: has the run {there.name}, with {key}={found!r}, not {asked!r}; name "
@@ -144,7 +154,7 @@ def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
             who = f" ({error.holder})" if error.holder else ""
             raise UsageError(f"{folder}: another process trains there{who}; wait for it") from error
         except OSError as error:
-            raise CannotOperate(f"{folder}: cannot be written: {error.strerror}") from error
+            raise CannotWrite(f"{folder}: cannot be written: {error.strerror}") from error
         yield
 
 
@@ -242,9 +252,9 @@ class _Session:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise CannotOperate(
+            raise CannotWrite(
                 f"{path}: cannot be written: {error.strerror}; make room and start the same run "
-                "again (of a recipe: --retry): it goes on from its last checkpoint"
+                "again: it goes on from its last checkpoint"
             ) from error
 
     def _closed(
