@@ -1,10 +1,14 @@
 """Several processes that train one network: the same bits whenever, and the same network."""
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import run_samples
 from run_samples import KILLED, differ, ended, process, results, same, spec, train_rank
 
 from n2nfx.training import runs
@@ -58,3 +62,42 @@ def test_ranks_that_hold_different_masks_are_told(tmp_path: Path) -> None:
     for equal in (True, False):
         group = [process(differ, rank, tmp_path / f"store-{equal}", equal) for rank in range(2)]
         assert [ended(started) for started in group] == [0, 0]
+
+
+# A recipe whose runs all processes train, one after the other
+
+
+def torchrun(folder: Path, models: str, *more: str) -> "subprocess.CompletedProcess[str]":
+    file = folder / "mine.toml"
+    own = run_samples.__file__
+    file.write_text(
+        f"matrix = {{models = [{models}], data = ['{own}:images'], seeds = [0]}}\n"
+        "methods.Dense = []\ntraining = {epochs = 1, batch_size = 32}\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["n2nfx", "recipe", "run", str(file), "--out", str(folder / "runs"), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_torchrun_trains_the_runs_of_a_recipe_with_all_its_processes(tmp_path: Path) -> None:
+    own = run_samples.__file__
+    models = f"'{own}:net', '{own}:plain'"
+    ran = torchrun(tmp_path, models)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("Dense") == 2  # once for each table, and by one process
+    found = [*(tmp_path / "runs").glob("*/environment.json")]
+    assert [json.loads(file.read_text())[0]["processes"] for file in found] == [2, 2]
+    assert "0 of 2 runs to do" in torchrun(tmp_path, models).stderr
+    refused = torchrun(tmp_path, models, "--slots", "2")
+    assert "leave --executor and --slots out" in refused.stderr
+
+
+def test_a_run_that_fails_ends_torchrun_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    own = run_samples.__file__
+    models = f"'{own}:narrow', '{own}:net'"
+    failed = torchrun(tmp_path, models)
+    assert failed.returncode != 0
+    assert "the same command goes on with the next run" in failed.stderr
+    again = torchrun(tmp_path, models)
+    assert "1 of 2 runs to do" in again.stderr
+    assert len([*(tmp_path / "runs").glob("*/result.json")]) == 1

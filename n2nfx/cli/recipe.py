@@ -269,13 +269,17 @@ def run(
     """Run a recipe, or go on with it: what is done stays, what was interrupted goes on.
 
     Then its report is printed. Exit code 5 where runs failed: the others were run all the same.
+    Started by torchrun (torchrun --nproc-per-node 8 -m n2nfx recipe run ...), all processes train
+    one network after the other together.
     """
     from n2nfx.cli.narrate import narrated
     from n2nfx.cli.recipe_text import narrated_sweep, show_report
     from n2nfx.training import sweep
     from n2nfx.training.check import require_data
+    from n2nfx.training.ranks import is_first, launched, leave
     from n2nfx.training.results import report
     from n2nfx.training.tensorboard import require_installed
+    from n2nfx.training.together import Silent
 
     found = _checked(recipe, overrides)
     executor = _executor(out, **asked)
@@ -286,18 +290,22 @@ def run(
     if shard is not None:
         specs = sweep.share(specs, *shard)
     jobs = sweep.left(specs, out, data_root=data_root, retry=retry, tensorboard=tensorboard)
+    if not is_first():
+        executor(jobs, Silent())
+        leave()
     epochs = len(jobs) * found.training.epochs
     click.echo(
         f"{found.id}: {len(jobs)} of {len(specs)} runs to do, {epochs:,} epochs, in {out}", err=True
     )
     failed: Mapping[str, str] = {}
     with narrated():
-        if jobs:
+        if jobs or launched():  # the other processes may have seen some
             with narrated_sweep(jobs) as teller:
                 executor(jobs, teller)
             failed = teller.failed
         show_report(report(found, out))
     _require_all_right(specs, out, failed)
+    leave()
 
 
 def _executor(
@@ -311,6 +319,10 @@ def _executor(
     address: str | None,
     slurm_options: tuple[str, ...],
 ) -> "Executor":
+    from n2nfx.training.ranks import launched
+
+    if launched():
+        return _together(executor, devices, slots)
     if executor == "ray":
         from n2nfx.training.ray_tasks import Ray
 
@@ -320,6 +332,21 @@ def _executor(
 
         return Slurm(out / "slurm", dict(map(_pair, slurm_options)))
     return _local(devices, slots)
+
+
+def _together(executor: str, devices: Sequence[str], slots: int | None) -> "Executor":
+    """All processes that torchrun started, on each run."""
+    import torch
+
+    from n2nfx.errors import UsageError
+    from n2nfx.training.together import Together
+
+    if executor != "local" or slots or len(devices) > 1:
+        raise UsageError(
+            "torchrun trains every run on all its processes: leave --executor and --slots out, and "
+            "name one --device (cuda, of which each process has its own)"
+        )
+    return Together(devices[0] if devices else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _pair(text: str) -> tuple[str, Any]:

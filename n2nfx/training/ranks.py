@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The ranks: of the process group that there is, or that torchrun's environment names."""
-    own = distributed.is_available() and not distributed.is_initialized() and _launched()
+    own = distributed.is_available() and not distributed.is_initialized() and launched()
     if own and device.type == "cuda":
         torch.cuda.set_device(device)  # where collectives of objects put them
     if own:
@@ -105,13 +106,32 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             yield Ranks(distributed.get_rank(), distributed.get_world_size())
         else:
             yield Ranks()
+        if own:
+            distributed.barrier()  # who goes first may end what another still says
     finally:
         if own:
             distributed.destroy_process_group()
 
 
-def _launched() -> bool:
+def launched() -> bool:
+    """Whether torchrun started this process."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that tells, of those that torchrun started if it did."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+def leave() -> None:
+    """End a process that torchrun started, as one that went right; any other goes on.
+
+    Without C++ destructors: now and then a thread of gloo that still runs aborts the process.
+    """
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def own_device(name: str) -> torch.device:
