@@ -10,7 +10,7 @@ from rich.console import Console
 from run_samples import results, spec
 
 import n2nfx
-from n2nfx import DamagedFile, UsageError
+from n2nfx import CannotOperate, DamagedFile, UsageError
 from n2nfx.lock import held
 from n2nfx.runspec import RunSpec
 from n2nfx.training import progress, runs
@@ -218,3 +218,26 @@ def test_a_file_that_was_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"run_samples\.py: was changed meanwhile"):
         runs.run(asked, tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_network_with_too_few_outputs_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from torch.nn import *\ndef build(): return Sequential(Flatten(), Linear(192, 3))"
+    )
+    asked = spec(passes=()).model_copy(update={"model": f"{file}:build"})
+    with pytest.raises(CannotOperate, match=r"own\.py:build gives 3 numbers .* has 5 classes"):
+        runs.run(asked, tmp_path / "run")
+
+
+def test_where_memory_is_too_small_to_score_the_images_are_named(tmp_path: Path) -> None:
+    asked = spec(model="hungry", passes=("snip{density=0.3}",))
+    with pytest.raises(CannotOperate, match=r"score 12 images as one batch .*scoring_images"):
+        runs.run(asked.model_copy(update={"scoring_images": 12}), tmp_path)
+
+
+def test_a_result_without_its_manifest_is_told_as_that(tmp_path: Path) -> None:
+    runs.run(spec(epochs=1), tmp_path)
+    (tmp_path / "MANIFEST.sha256").unlink()
+    with pytest.raises(DamagedFile, match=r"MANIFEST.sha256: is not there"):
+        runs.run(spec(epochs=1), tmp_path)

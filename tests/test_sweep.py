@@ -119,7 +119,7 @@ def test_a_run_is_told_what_its_job_says(tmp_path: Path) -> None:
 def test_a_damaged_result_is_no_result(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
     assert standing(tmp_path).state == "failed"
-    assert "delete it" in standing(tmp_path).told
+    assert "delete result.json to train again" in standing(tmp_path).told
 
 
 def test_a_result_that_was_changed_or_moved_is_no_result(tmp_path: Path) -> None:

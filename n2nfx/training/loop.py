@@ -527,7 +527,7 @@ def _memory_told(training: Training, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not is_of_memory(error):
             raise
         half, twice = (training.batch_size + 1) // 2, 2 * training.accumulate
         raise CannotOperate(
@@ -537,7 +537,8 @@ def _memory_told(training: Training, device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _is_of_memory(error: Exception) -> bool:
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that the memory is too small, of a GPU or the machine."""
     texts = ("can't allocate memory", "not enough memory")  # as torch says it of the CPU's
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or any(text in str(error) for text in texts)

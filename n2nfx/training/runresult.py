@@ -47,6 +47,11 @@ def read(folder: Path) -> Result | None:
     if not path.exists():
         return None
     text = contents(path)
+    if not (folder / MANIFEST).exists():
+        raise DamagedFile(
+            f"{folder / MANIFEST}: is not there, so that nothing vouches for {RESULT}; restore it, "
+            f"or delete {RESULT} to train again"
+        )
     if manifest_line(RESULT, text).encode() not in _manifest(folder):
         raise DamagedFile(
             f"{path}: does not have the SHA-256 that {MANIFEST} gives: it changed; "

@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import fx
 
 from n2nfx import lock, ownfile
 from n2nfx.atomic import put_file
-from n2nfx.errors import CannotWrite, DamagedFile, UsageError
-from n2nfx.network import Probe
+from n2nfx.errors import CannotOperate, CannotWrite, DamagedFile, UsageError, first_line
+from n2nfx.graphmodule import graphs_of
+from n2nfx.network import Network, Probe
 from n2nfx.outcome import Outcome
 from n2nfx.pipeline import apply
 from n2nfx.registry import passes
@@ -36,7 +38,7 @@ from n2nfx.training import tensorboard as event_files
 from n2nfx.training.checkpoint import Checkpoint, Checkpoints
 from n2nfx.training.data import Data, load_for
 from n2nfx.training.environment import environment
-from n2nfx.training.loop import Diverged, Epoch, Progress, train
+from n2nfx.training.loop import Diverged, Epoch, Progress, is_of_memory, train
 from n2nfx.training.ranks import Ranks, joined, own_device
 from n2nfx.training.runresult import MANIFEST, RESULT, Result, contents, manifest_line, read
 
@@ -81,10 +83,31 @@ def make(spec: RunSpec, data: Data) -> Outcome:
     network = network_of(
         spec.model, seed=spec.seed, num_classes=len(data.classes), input_shape=data.shape
     )
+    _require_classes(network, spec, len(data.classes))
     known = passes()
     batch = data.first(min(spec.scoring_images, len(data.train)))
     probe = Probe(seed=spec.seed, batches=(batch,))
-    return apply([from_text(text, known) for text in spec.passes], network, probe)
+    try:
+        return apply([from_text(text, known) for text in spec.passes], network, probe)
+    except Exception as error:
+        if is_of_memory(error) or is_of_memory(error.__cause__):
+            raise CannotOperate(
+                f"the memory is too small to score {len(batch[1])} images as one batch "
+                f"({first_line(error)}); fewer scoring_images take less"
+            ) from error
+        raise
+
+
+def _require_classes(network: Network, spec: RunSpec, classes: int) -> None:
+    """Raise CannotOperate where a network is seen to have fewer outputs than there are classes."""
+    (*_, output) = next(iter(graphs_of(network.module))).nodes
+    given = output.args[0].meta.get("spec") if isinstance(output.args[0], fx.Node) else None
+    shape = given[0].shape if isinstance(given, tuple) else ()
+    if len(shape) == 2 and shape[1] < classes:
+        raise CannotOperate(
+            f"{spec.model} gives {shape[1]} numbers for an image, and {spec.data} has {classes} "
+            "classes: it must give one for each"
+        )
 
 
 def _require_unchanged(spec: RunSpec) -> None:
@@ -116,9 +139,9 @@ def _require_of(folder: Path, spec: RunSpec) -> None:
         there = RunSpec.model_validate_json(contents(path))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
         raise DamagedFile(
-            f"{path}: is not the configuration of a run: {key}: {first['msg']}; restore it, or "
+            f"{path}: is not the configuration of a run: {where}{first['msg']}; restore it, or "
             f"delete {folder} to train again"
         ) from error
     if there.canonical != spec.canonical:
