@@ -113,12 +113,15 @@ def build(
 
 
 def require_known(name: str) -> None:
-    """Raise `UsageError` where nobody has a model of that name; nothing is built."""
+    """Raise `UsageError` where nobody has a model of that name; nothing is built.
+
+    Raises `CannotOperate` where it is one of a file that is no Python.
+    """
     with _quietly():
         if not ownfile.is_file(name):
             _resolve(name)
             return
-    ownfile.require(ownfile.canonical(name))
+    ownfile.require_function(ownfile.canonical(name))
 
 
 def names(pattern: str = "") -> list[str]:

@@ -3,16 +3,22 @@
 What goes wrong in it is told in one line that names the file and the line in it.
 """
 
+import ast
 import hashlib
+import symtable
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
 
 from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean
+
+# What can give a module names that its source does not show at the top.
+_NAMING = {"exec", "globals", "locals", "vars", "setattr", "__getattr__"}
 
 
 def is_file(name: str) -> bool:
@@ -46,6 +52,25 @@ def digest(name: str) -> str:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def require_function(canonical_name: str) -> None:
+    """Raise UsageError where the file or the function is not there, by its source: nothing runs.
+
+    Where the source does not show all its names, none is missed. Raises CannotOperate where it
+    cannot be read, or is no Python.
+    """
+    path_text, _, name = canonical_name.rpartition(":")
+    path = require(canonical_name)
+    with _blaming(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the source's own are for who runs it
+        source, file = path.read_bytes(), str(path.resolve())
+        compile(source, file, "exec", dont_inherit=True)  # finds more faults than what follows
+        top = symtable.symtable(source, file, "exec").get_symbols()
+        hides = any(map(_may_name, ast.walk(ast.parse(source))))
+    bound = {one.get_name() for one in top if one.is_assigned() or one.is_imported()}
+    if not hides and name not in bound:
+        raise _absent(path_text, name, [one.get_name() for one in top if one.is_namespace()])
+
+
 def load(canonical_name: str) -> Callable[..., object]:
     """The function; its file can import its neighbours while it is loaded, and while it is called.
 
@@ -63,6 +88,17 @@ def load(canonical_name: str) -> Callable[..., object]:
             return function(*args, **options)
 
     return called
+
+
+def _may_name(node: ast.AST) -> bool:
+    """Whether a piece of source may give its module a name that stands nowhere at its top."""
+    match node:
+        case ast.ImportFrom(names=[ast.alias(name="*")]) | ast.Global():
+            return True
+        case ast.Name(id=name) | ast.FunctionDef(name=name):
+            return name in _NAMING
+        case _:
+            return False
 
 
 @contextmanager
@@ -130,5 +166,9 @@ def _function(path: str, module: ModuleType, name: str) -> Callable[..., object]
         for key, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", "") == module.__name__
     ]
+    raise _absent(path, name, own)
+
+
+def _absent(path: str, name: str, own: Sequence[str]) -> UsageError:
     has = f" (it has {', '.join(own)})" if own else " (it has none)"
-    raise UsageError(f"{path} has no function {name!r}{did_you_mean(name, own)}{has}")
+    return UsageError(f"{path} has no function {name!r}{did_you_mean(name, own)}{has}")

@@ -122,6 +122,48 @@ def test_validate_tells_everything_that_there_is_not(mine: str) -> None:
         assert re.search(f"did you mean [^?]*{near}", result.stderr)
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "def build(): ...\n1 / 0",
+            "net.py has no function 'biuld'; did you mean build? (it has build)",
+        ),
+        ("import math\nN = math.biuld\nprint(biuld)", "has no function 'biuld' (it has none)"),
+        ("def build(:", "net.py:1: SyntaxError: "),
+        ("return 3", "net.py:1: SyntaxError: "),
+    ],
+)
+def test_a_function_that_a_file_has_not_is_told_before_it_is_run(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(source)
+    named = ["matrix.models=net.py:biuld", "matrix.data=net.py:biuld"]
+    for command in (["validate"], ["plan", "--no-probe"]):
+        result = run(*command, mine, *named)
+        assert result.exit_code == 2
+        for key in ("matrix.models.0: ", "matrix.data.0: "):
+            assert re.search(f"{key}.*{re.escape(told)}", result.stderr)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def build(): ...", "build = 3", "from math import *", "from math import sin as build",
+        "if 1:\n  try:\n    build = 3\n  finally:\n    pass", "class build: ...",
+        "def __getattr__(name): ...", "globals()['build'] = 3", "def f():\n  global build",
+        "'\\d'\nbuild = 3",
+    ],
+)  # fmt: skip
+def test_a_name_that_a_file_may_have_is_not_missed(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(source)
+    assert run("validate", mine, "matrix.models=net.py:build").exit_code == 0
+
+
 @pytest.mark.parametrize("command", ["show", "validate", "plan", "run", "status", "report"])
 def test_a_wrong_recipe_is_told_in_lines_and_exit_code_2(command: str) -> None:
     result = run(command, "table1", "training.epohcs=3", "matrix.seeds=-1")

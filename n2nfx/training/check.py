@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from n2nfx import catalogue, models, ownfile
-from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.errors import CannotOperate, UsageError, did_you_mean
 from n2nfx.recipe import Recipe, with_density
 from n2nfx.registry import passes
 from n2nfx.runspec import Training
@@ -55,13 +55,13 @@ def _told(key: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
     """What a look at something says is wrong."""
     try:
         look()
-    except UsageError as error:
+    except (UsageError, CannotOperate) as error:
         yield key, str(error)
 
 
 def _require_data(name: str) -> None:
     if ownfile.is_file(name):
-        ownfile.require(ownfile.canonical(name, "load"))
+        ownfile.require_function(ownfile.canonical(name, "load"))
     else:
         catalogue.entry(name)
 
