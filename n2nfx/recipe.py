@@ -7,7 +7,7 @@ are texts here; whether there are such is checked higher up (`n2nfx.training.che
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -198,10 +198,15 @@ def find(name: str) -> Traversable:
     return path
 
 
-def read(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def read(
+    name: str,
+    overrides: Sequence[str] = (),
+    also: Callable[[Recipe], Iterable[str]] = lambda recipe: (),
+) -> Recipe:
     """The recipe of that name or path, with `key=value` in place of what the file says.
 
-    Raises `UsageError` with everything that is wrong, a line each: file, key and what was meant.
+    `also` finds what else is wrong with a recipe. Raises `UsageError` with everything that is
+    wrong, a line each: the file or the override that brought it, key and what was meant.
     """
     file = find(name)
     try:
@@ -210,22 +215,44 @@ def read(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{file}: is no TOML: {error}") from error
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+    steps = [(str(file), {"name": Path(file.name).stem, **data})]
     for text in overrides:
-        data = _merged(data, _override(text))
-    return parse({"name": Path(file.name).stem, **data}, str(file))
+        steps.append((text, _merged(steps[-1][1], _override(text))))
+    return _last(steps, also)
 
 
 def parse(data: Mapping[str, Any], source: str) -> Recipe:
     """The recipe that such data is; `source` is how errors call it."""
+    return _last([(source, data)])
+
+
+def _last(
+    steps: Sequence[tuple[str, Mapping[str, Any]]],
+    also: Callable[[Recipe], Iterable[str]] = lambda recipe: (),
+) -> Recipe:
+    """The recipe of the last step's data; what is wrong is told with the step that brought it."""
+    made = _parsed(steps[-1][1], also)
+    if isinstance(made, Recipe):
+        return made
+    brought: dict[str, str] = {}
+    for source, data in steps:
+        faults = _parsed(data, also)
+        lines = [] if isinstance(faults, Recipe) else faults
+        brought = {line: brought.get(line, source) for line in lines}
+    raise UsageError("\n".join(f"{source}: {line}" for line, source in brought.items()))
+
+
+def _parsed(data: Mapping[str, Any], also: Callable[[Recipe], Iterable[str]]) -> Recipe | list[str]:
+    """The recipe that such data is, or all that is wrong with it, a line each."""
     try:
-        return Recipe.model_validate(_as_tuples(data), strict=True)
+        made = Recipe.model_validate(_as_tuples(data), strict=True)
     except ValidationError as error:
         found = error.errors()
         lines = [line for one in found if not _follows(one, found) for line in _told(one)]
         parts = (data.get(key) for key in ("matrix", "methods", "table"))
         lines += _misfits(*parts)  # seen though others are wrong
-        told = "\n".join(f"{source}: {line}" for line in dict.fromkeys(lines))
-        raise UsageError(told) from error
+        return list(dict.fromkeys(lines))
+    return list(also(made)) or made
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -185,6 +185,27 @@ def test_an_override_that_cannot_be_is_told_by_its_key(text: str, told: str) -> 
     assert told in str(caught.value)
 
 
+def test_a_fault_is_told_with_the_override_that_brought_it_or_else_with_the_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(recipe.find("smoke").read_bytes() + b"lr_ = 3\nnesterov = true\n")
+    overrides = [
+        "traning.epochs=2", "matrix.seeds=-1", "matrix.seeds=-2", "training.momentum=0",
+        "training.batch_size=4", "methods.RP=3",
+    ]  # fmt: skip
+    with pytest.raises(UsageError) as caught:
+        read(str(file), overrides)
+    assert sorted(str(caught.value).splitlines()) == sorted([
+        "traning.epochs=2: traning: unknown key; did you mean training?",
+        "matrix.seeds=-2: matrix.seeds.0: should be greater than or equal to 0 (got -2)",
+        "methods.RP=3: methods.RP: should be a valid list (got 3)",
+        f"{file}: training.lr_: unknown key; did you mean lr?",
+    ])  # fmt: skip
+    with pytest.raises(UsageError, match=r"\Atraining.momentum=0: training: nesterov=true needs"):
+        read("smoke", ["training.nesterov=true", "training.momentum=0", "training.epochs=3"])
+
+
 # --- what is told ------------------------------------------------------------------------------
 
 

@@ -113,8 +113,9 @@ def test_validate_tells_everything_that_there_is_not(mine: str) -> None:
     result = run("validate", mine, *wrong)
     assert result.exit_code == 2
     assert result.stdout == ""
-    lines = result.stderr.removeprefix("error: ").split(mine)[1:]
-    assert [line.split(": ")[1] for line in lines] == [
+    lines = [line.split(": ") for line in result.stderr.removeprefix("error: ").splitlines()]
+    assert {line[0] for line in lines} == set(wrong)
+    assert [line[1] for line in lines] == [
         "matrix.models.0", "matrix.models.1", "matrix.data.0", "matrix.data.1", "methods.RP.0",
         "methods.RP.1", "paper",
     ]  # fmt: skip

@@ -142,12 +142,10 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def _checked(name: str, overrides: Sequence[str]) -> "Recipe":
     """The recipe, with all that it names known to be there."""
-    from n2nfx.recipe import find, read
-    from n2nfx.training.check import require_known
+    from n2nfx.recipe import read
+    from n2nfx.training.check import faults
 
-    found = read(name, overrides)
-    require_known(found, str(find(name)))
-    return found
+    return read(name, overrides, faults)
 
 
 @recipe.command("plan")

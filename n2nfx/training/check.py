@@ -14,11 +14,9 @@ from n2nfx.training.printed import known as known_tables
 from n2nfx.training.sampler import sampler_of
 
 
-def require_known(recipe: Recipe, source: str) -> None:
-    """Raise `UsageError` with everything that there is not, a line each; `source` is its file."""
-    faults = [f"{source}: {key}: {told}" for key, told in _faults(recipe)]
-    if faults:
-        raise UsageError("\n".join(faults))
+def faults(recipe: Recipe) -> list[str]:
+    """Everything that a recipe names and that there is not, a line each."""
+    return [f"{key}: {told}" for key, told in _faults(recipe)]
 
 
 def require_data(recipe: Recipe, root: Path | None) -> None:
@@ -32,9 +30,9 @@ def _faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for place, name in enumerate(recipe.matrix.models):
         yield from _told(f"matrix.models.{place}", lambda name=name: models.require_known(name))
     for place, name in enumerate(recipe.matrix.data):
-        faults = list(_told(f"matrix.data.{place}", lambda name=name: _require_data(name)))
+        absent = list(_told(f"matrix.data.{place}", lambda name=name: _require_data(name)))
         enough = partial(_require_images, recipe.training, name)
-        yield from faults or _told("training", enough)
+        yield from absent or _told("training", enough)
     known = passes()
     for method, texts in recipe.methods.items():
         for place, text in enumerate(texts):
