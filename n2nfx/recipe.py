@@ -198,6 +198,11 @@ def find(name: str) -> Traversable:
     return path
 
 
+def text_of(file: Traversable) -> str:
+    """What stands in a file, without the mark that some editors begin UTF-8 with."""
+    return file.read_bytes().decode("utf-8-sig")
+
+
 def read(
     name: str,
     overrides: Sequence[str] = (),
@@ -210,7 +215,7 @@ def read(
     """
     file = find(name)
     try:
-        data = tomllib.loads(file.read_bytes().decode())
+        data = tomllib.loads(text_of(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{file}: is no TOML: {error}") from error
     except OSError as error:
@@ -255,9 +260,13 @@ def _parsed(data: Mapping[str, Any], also: Callable[[Recipe], Iterable[str]]) ->
     return list(also(made)) or made
 
 
-def as_toml(recipe: Recipe) -> str:
-    """The recipe as a file that is read as the same again: every key that it says."""
-    said = recipe.model_dump(mode="json", exclude_unset=True)
+def as_toml(recipe: Recipe, file: str) -> str:
+    """The recipe as a file that is read as the same again: every key that it says.
+
+    But for the name, where it is that of the `file` it was read from: a copy has its own file's.
+    """
+    without = {"name"} if recipe.name == Path(file).stem else None
+    said = recipe.model_dump(mode="json", exclude_unset=True, exclude=without)
     tables = {key: value for key, value in said.items() if isinstance(value, dict)}
     lines = [_line(key, value) for key, value in said.items() if key not in tables]
     for name, table in tables.items():

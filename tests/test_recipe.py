@@ -279,6 +279,12 @@ def test_a_file_of_ones_own_is_read_and_named_by_itself(tmp_path: Path) -> None:
     assert [run.spec for run in read(str(file)).runs] == [run.spec for run in read("table1").runs]
 
 
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_fault(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + recipe.find("table1").read_bytes())
+    assert read(str(file), ["name=table1"]) == read("table1")
+
+
 # --- anything at all ---------------------------------------------------------------------------
 
 KEYS = st.sampled_from(

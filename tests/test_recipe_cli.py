@@ -98,6 +98,19 @@ def test_cp_makes_a_file_of_ones_own_and_replaces_none(tmp_path: Path) -> None:
     assert run("cp", "table1", str(tmp_path / "mine.txt")).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [((), "mine"), (("training.epochs=9",), "mine"), (("name=other",), "other")],
+)
+def test_a_copy_is_called_as_its_file_unless_it_says_another_name(
+    tmp_path: Path, overrides: tuple[str, ...], name: str
+) -> None:
+    first, second = (str(tmp_path / file) for file in ("first.toml", "mine.toml"))
+    assert run("cp", "table1", first).exit_code == 0
+    assert run("cp", first, second, *overrides).exit_code == 0
+    assert recipe.read(second).name == name
+
+
 def test_every_shipped_recipe_is_valid() -> None:
     for name in recipe.shipped():
         result = run("validate", name)
@@ -292,6 +305,7 @@ def test_a_share_of_the_runs(mine: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert states == ["missing", "done", "missing"]
     for share in ("3/2", "0/2", "x", "1"):
         assert run("run", mine, *options, "--shard", share).exit_code == 2
+    assert "'0/0' is no share, such as 2/8" in run("run", mine, "--shard", "0/0").stderr
 
 
 def test_an_executor_that_is_not_installed_is_told_with_the_command(

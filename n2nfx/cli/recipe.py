@@ -118,9 +118,10 @@ def cp(recipe: str, file: Path, overrides: tuple[str, ...], force: bool) -> None
 
 
 def _text_of(found: "Recipe", name: str, overrides: Sequence[str]) -> str:
-    from n2nfx.recipe import as_toml, find
+    from n2nfx.recipe import as_toml, find, text_of
 
-    return as_toml(found) if overrides else find(name).read_text(encoding="utf-8")
+    file = find(name)
+    return as_toml(found, file.name) if overrides else text_of(file)
 
 
 @recipe.command("validate")
@@ -229,7 +230,7 @@ class Share(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        match = re.fullmatch(r"(\d+)/([1-9]\d*)", str(value))
         if match is None:
             self.fail(f"{value!r} is no share, such as 2/8", param, ctx)
         return int(match[1]), int(match[2])
