@@ -39,8 +39,12 @@ class RunFailed(N2nfxError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest known words as the end of a sentence, or nothing where none is near."""
-    near = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    """The nearest known words as the end of a sentence, or nothing where none is near.
+
+    Whether letters are large or small makes no distance.
+    """
+    spelt = {one.lower(): one for one in known}
+    near = [spelt[one] for one in get_close_matches(word.lower(), spelt, n=3, cutoff=0.6)]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

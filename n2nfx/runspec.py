@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from n2nfx import ownfile
 
@@ -63,6 +63,14 @@ class Training(Part):
     images: Annotated[int, Field(ge=0)] = 0
     augment: bool = True
     rewiring: Literal["none", "set", "rigl"] = "none"
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_ends(cls, warmup: int, others: ValidationInfo) -> int:
+        epochs = others.data.get("epochs")
+        if epochs is not None and warmup > epochs:
+            raise ValueError(f"{warmup} epochs of warmup are more than all {epochs} of training")
+        return warmup
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Training":

@@ -177,6 +177,11 @@ def test_later_overrides_win() -> None:
         ("training.epoch=3", "training.epoch: unknown key; did you mean epochs?"),
         ("training.schedule=cosin", "step or cosine or one-cycle, not 'cosin'; did you mean cos"),
         ("matrix.methods=RPP", "matrix.methods: there is no method 'RPP'; did you mean RP?"),
+        ("matrix.methods=rp", "matrix.methods: there is no method 'rp'; did you mean RP?"),
+        (
+            "training.warmup=301",
+            "training.warmup: 301 epochs of warmup are more than all 300 of training",
+        ),
     ],
 )
 def test_an_override_that_cannot_be_is_told_by_its_key(text: str, told: str) -> None:
