@@ -510,9 +510,25 @@ def test_mean_and_deviation_are_over_seeds(mine: str, tmp_path: Path) -> None:
 
 
 def test_a_report_of_nothing_is_a_table_of_what_is_missing(mine: str, tmp_path: Path) -> None:
-    shown = run("report", mine, "--out", str(tmp_path / "nowhere")).stdout
+    shown = run("report", mine, "--out", str(tmp_path)).stdout
     assert shown.count("2 missing") == 3
-    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_what_is_misspelt_is_not_told_as_missing(mine: str, half_run: str, command: str) -> None:
+    for wrong, told in (
+        ("matrix.data=cifar1O", "there is no data set 'cifar1O'; did you mean cifar10"),
+        ("matrix.methods=RPP", "there is no method 'RPP'; did you mean RP?"),
+    ):
+        result = run(command, mine, wrong, "--out", half_run)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"error: {wrong}: matrix." in result.stderr
+        assert told in result.stderr
+    nowhere = run(command, mine, "--out", f"{half_run}x")
+    assert (nowhere.exit_code, nowhere.stdout) == (2, "")
+    assert f"--out {half_run}x: there is no such folder; did you mean runs?" in nowhere.stderr
+    assert not Path(f"{half_run}x").exists()
+    assert run(command, mine, "matrix.data=gone.py:load", "--out", half_run).exit_code == 0
 
 
 @pytest.mark.parametrize("figure", ["errors", "curves"])
@@ -531,7 +547,7 @@ def test_what_cannot_be_drawn_is_told(mine: str, half_run: str, tmp_path: Path) 
         return run("report", mine, *arguments, "--figure", str(tmp_path / name))
 
     assert drawn("figure=none").exit_code == 2
-    assert drawn("--out", str(tmp_path / "nowhere")).exit_code == 3
+    assert drawn("--out", str(tmp_path)).exit_code == 3
     assert drawn("--out", half_run, name="x.doc").exit_code == 2
 
 
@@ -548,6 +564,22 @@ def test_watching_ends_when_nothing_is_left_to_wait_for(
     shown = run("report", mine, "--out", half_run, "--watch", "--format", "csv").stdout
     assert shown.count("model,data,method") == 2
     assert "85.0" in shown  # the mean of 93 and 77
+
+
+def test_who_watches_a_folder_that_is_not_there_yet_is_told_that_it_is_waited_for(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "later"
+
+    def sleep(seconds: float) -> None:
+        for one in recipe.read(mine).runs:
+            (out / one.spec.name).mkdir(parents=True)
+            sweep_samples.finish(out / one.spec.name)
+
+    monkeypatch.setattr("n2nfx.cli.recipe.time.sleep", sleep)
+    watched = run("report", mine, "--out", str(out), "--watch")
+    assert watched.exit_code == 0
+    assert f"{out}: there is no such folder yet: waiting for it" in watched.stderr
 
 
 # --- what goes wrong around runs ---------------------------------------------------------------

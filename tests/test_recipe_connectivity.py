@@ -119,7 +119,7 @@ def test_figures_are_drawn_of_trained_networks(out: Path, tmp_path: Path, figure
     report(out, *SMALL, f"figure={figure}", "--figure", str(file))
     text = file.read_text()
     assert text.count("<!-- RP, 20%") == text.count("<!-- N2NSkip-RP, 20%") == 1
-    empty = ["recipe", "report", "fig3", f"figure={figure}", "--out", str(tmp_path / "nowhere")]
+    empty = ["recipe", "report", "fig3", f"figure={figure}", "--out", str(tmp_path)]
     assert CliRunner().invoke(main, [*empty, "--figure", str(file)]).exit_code == 3
 
 

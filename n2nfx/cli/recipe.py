@@ -390,10 +390,10 @@ def _require_all_right(specs: Sequence[Any], out: Path, told: Mapping[str, str])
 def status(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Say where every run of a recipe stands."""
     from n2nfx.cli.recipe_text import show_status
-    from n2nfx.recipe import read
     from n2nfx.training.status import epochs_done, standing
 
-    found = read(recipe, overrides)
+    found = _begun(recipe, overrides)
+    _require_folder(out)
     stands = {run.spec.name: standing(out / run.spec.name) for run in found.runs}
     epochs = {name: epochs_done(out / name) for name in stands}
     if as_json:
@@ -430,9 +430,12 @@ def report(
     Cells whose runs are missing, at work or failed say so.
     """
     from n2nfx.cli.narrate import narrated
-    from n2nfx.recipe import read
 
-    found = read(recipe, overrides)
+    found = _begun(recipe, overrides)
+    if watch and not out.exists():
+        click.echo(f"{out}: there is no such folder yet: waiting for it", err=True)
+    else:
+        _require_folder(out)
     with narrated():
         _print_reports(found, out, "json" if as_json else format, watch)
     if figure is not None:
@@ -441,6 +444,25 @@ def report(
         with narrated():
             draw(found, out, figure)
         click.echo(f"{figure}: drawn", err=True)
+
+
+def _begun(name: str, overrides: Sequence[str]) -> "Recipe":
+    """The recipe, its data sets known: else what is misspelt would be told as missing.
+
+    What models there are, only torch could tell.
+    """
+    from n2nfx.recipe import read
+    from n2nfx.training.named import unknown_data
+
+    return read(name, overrides, unknown_data)
+
+
+def _require_folder(out: Path) -> None:
+    from n2nfx.errors import UsageError, did_you_mean
+
+    if not out.is_dir():
+        near = did_you_mean(out.name, [one.name for one in out.parent.glob("*/")])
+        raise UsageError(f"--out {out}: there is no such folder{near}")
 
 
 def _print_reports(found: "Recipe", out: Path, format: str, watch: bool) -> None:
