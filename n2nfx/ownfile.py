@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from importlib.util import decode_source
 from pathlib import Path
 from types import ModuleType
 
@@ -62,8 +63,9 @@ def require_function(canonical_name: str) -> None:
     path = require(canonical_name)
     with _blaming(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the source's own are for who runs it
-        source, file = path.read_bytes(), str(path.resolve())
-        compile(source, file, "exec", dont_inherit=True)  # finds more faults than what follows
+        content, file = path.read_bytes(), str(path.resolve())
+        compile(content, file, "exec", dont_inherit=True)  # finds more faults than what follows
+        source = decode_source(content)
         top = symtable.symtable(source, file, "exec").get_symbols()
         hides = any(map(_may_name, ast.walk(ast.parse(source))))
     bound = {one.get_name() for one in top if one.is_assigned() or one.is_imported()}
