@@ -131,6 +131,14 @@ class Recipe(Part):
             Run(cell, self._spec(cell, seed)) for seed in self.matrix.seeds for cell in self.cells
         )
 
+    @cached_property
+    def distinct(self) -> tuple[Run, ...]:
+        """The runs of different names: what several methods have in common is run once."""
+        first: dict[str, Run] = {}
+        for run in self.runs:
+            first.setdefault(run.spec.name, run)
+        return tuple(first.values())
+
     @property
     def _named(self) -> tuple[str, ...]:
         """The methods that are run."""

@@ -86,6 +86,12 @@ def test_runs_are_seed_major_and_a_dense_network_is_run_once() -> None:
     ]  # fmt: skip
 
 
+def test_what_methods_have_in_common_is_one_run() -> None:
+    found = small(methods={"Dense": [], "Again": [], "RP": ["random{density=DENSITY}"]})
+    assert len(found.runs) == 16
+    assert found.distinct == tuple(run for run in found.runs if run.cell.method != "Again")
+
+
 def test_a_run_says_its_passes_with_the_density_in_them() -> None:
     assert small().runs[2].spec == RunSpec(
         model="a", data="d", passes=("random{density=0.02}",), seed=0

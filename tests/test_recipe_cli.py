@@ -24,6 +24,7 @@ from n2nfx.cli.recipe_text import _Bars
 from n2nfx.training import figures, lease, local, plan
 from n2nfx.training.loop import Progress
 from n2nfx.training.plan import Speed
+from n2nfx.training.runs import run as run_once
 from n2nfx.training.sweep import Job, work
 
 OWN = """
@@ -212,6 +213,19 @@ def test_a_plan_says_what_brings_data_that_is_not_here(mine: str) -> None:
     assert "6 of 6 runs to do, 1,800 epochs" in made.stdout
 
 
+def test_a_run_of_several_methods_is_counted_once(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
+    monkeypatch.setattr(local.Local, "__call__", lambda self, jobs, teller: None)
+    three = [f"methods.{name}=[]" for name in ("RP", "Other")]
+    assert "2 of 2 runs to do, 600 epochs" in run("plan", mine, *three, "--no-probe").stdout
+    assert len(said("plan", mine, *three, "--no-probe")["runs"]) == 2
+    assert "3 cells, 2 runs" in run("validate", mine, *three).stdout
+    ran = run("run", mine, *three, "--out", str(tmp_path / "runs"))
+    assert "2 of 2 runs to do, 600 epochs" in ran.stderr
+
+
 def test_a_plan_is_of_what_is_left(
     mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +233,7 @@ def test_a_plan_is_of_what_is_left(
 
     def probe(spec: Any, **options: Any) -> Speed:
         probed.append(spec.name)
-        return Speed(seconds=7200, kept=1000, working=50)
+        return Speed(seconds=7200, rest=1000, size=0, working=50)
 
     monkeypatch.setattr(plan, "probe", probe)
     monkeypatch.setattr(plan, "_absence", lambda name, root: "")
@@ -241,9 +255,25 @@ def test_a_probe_trains_twenty_steps_and_leaves_nothing(tmp_path: Path) -> None:
     (one, *_) = recipe.read("smoke", ["training.batch_size=2", "training.epochs=100"]).runs
     short = recipe.read("smoke", ["training.batch_size=2", "training.epochs=50"]).runs[0]
     speeds = [plan.probe(spec) for spec in (one.spec, short.spec)]
-    assert speeds[0].kept > 62_625
+    assert speeds[0].size == 1_252_496
     assert speeds[0].working == 2 * 4 * 2 * 1_252_496
     assert speeds[0].seconds > speeds[1].seconds > 0
+
+
+def test_a_plan_knows_what_each_run_leaves_on_disk(tmp_path: Path) -> None:
+    asked = [
+        "methods={Dense=[], RP=['random{density=DENSITY}'], Half=['random{density=0.5}']}",
+        "matrix.methods=Dense,RP,Half", "matrix.densities=0.005", "training.epochs=1",
+        "training.images=64",
+    ]  # fmt: skip
+    made = plan.plan(recipe.read("smoke", asked), tmp_path / "none")
+    assert len(made.speeds) == 1
+    for one in made.left:
+        run_once(one.spec, tmp_path / one.spec.name)
+        files = (tmp_path / one.spec.name).rglob("*")
+        found = sum(file.stat().st_size for file in files if file.is_file())
+        assert made.kept(one) == pytest.approx(found, rel=0.05)
+    assert "0.1 to 5.1" in run("plan", "smoke", *asked, "--device", "cpu").stdout
 
 
 # --- runs --------------------------------------------------------------------------------------

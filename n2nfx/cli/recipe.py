@@ -67,8 +67,8 @@ def ls(as_json: bool) -> None:
     found = [read(name) for name in shipped()]
     if as_json:
         rows = [
-            {"name": one.name, "title": one.title, "cells": len(one.cells), "runs": len(one.runs),
-             "epochs": one.training.epochs}
+            {"name": one.name, "title": one.title, "cells": len(one.cells),
+             "runs": len(one.distinct), "epochs": one.training.epochs}
             for one in found
         ]  # fmt: skip
         click.echo(json.dumps({"schema": SCHEMA_LS, "recipes": rows}, indent=2))
@@ -77,7 +77,7 @@ def ls(as_json: bool) -> None:
 
     made = table("recipe", "what", "cells", "runs", "epochs each")
     for one in found:
-        counts = (f"{n:,}" for n in (len(one.cells), len(one.runs), one.training.epochs))
+        counts = (f"{n:,}" for n in (len(one.cells), len(one.distinct), one.training.epochs))
         made.add_row(one.name, one.title, *counts)
     console().print(made)
 
@@ -134,11 +134,11 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """
     found = _checked(recipe, overrides)
     if as_json:
-        counts = {"cells": len(found.cells), "runs": len(found.runs)}
+        counts = {"cells": len(found.cells), "runs": len(found.distinct)}
         told = {"schema": SCHEMA_VALIDATE, "id": found.id, **counts}
         click.echo(json.dumps(told, indent=2))
         return
-    click.echo(f"{found.id}: right; {len(found.cells)} cells, {len(found.runs)} runs")
+    click.echo(f"{found.id}: right; {len(found.cells)} cells, {len(found.distinct)} runs")
 
 
 def _checked(name: str, overrides: Sequence[str]) -> "Recipe":
@@ -285,7 +285,7 @@ def run(
     require_data(found, data_root)
     if tensorboard:
         require_installed()
-    specs = [one.spec for one in found.runs]
+    specs = [one.spec for one in found.distinct]
     if shard is not None:
         specs = sweep.share(specs, *shard)
     jobs = sweep.left(specs, out, data_root=data_root, retry=retry, tensorboard=tensorboard)

@@ -60,7 +60,8 @@ def show_plan(plan: Plan, devices: Sequence[str]) -> None:
     for key, runs in groups.items():
         left = sum(stands.is_left for _, stands in runs)
         speed = plan.speeds.get(key)
-        measured = (f"{speed.seconds / 60:.1f}", f"{speed.kept / 1e6:.1f}") if speed else ("", "")
+        sizes = sorted(plan.kept(run) / 1e6 for run, _ in runs) if speed else []
+        measured = (f"{speed.seconds / 60:.1f}", _span(sizes)) if speed else ("", "")
         epochs = left * plan.recipe.training.epochs
         made.add_row(*key, f"{len(runs):,}", f"{left:,}", f"{epochs:,}", *measured)
     out.print(made)
@@ -76,6 +77,11 @@ def show_plan(plan: Plan, devices: Sequence[str]) -> None:
         say(out, f"{size / 1e9:.2f} GB of disk; {plan.free / 1e9:.1f} GB are free")
     for name, why in plan.absent.items():
         say(out, printable(why if why.startswith(name) else f"{name}: {why}"))
+
+
+def _span(sizes: Sequence[float]) -> str:
+    """The least and the most of them, in order, or one number where they look the same."""
+    return " to ".join(dict.fromkeys(f"{size:.1f}" for size in (sizes[0], sizes[-1])))
 
 
 def _duration(hours: float) -> str:

@@ -11,13 +11,16 @@ from pathlib import Path
 from n2nfx import catalogue, ownfile
 from n2nfx.errors import CannotOperate
 from n2nfx.recipe import Recipe, Run
+from n2nfx.registry import passes
 from n2nfx.runspec import RunSpec, Training
+from n2nfx.spec import from_text
 from n2nfx.training.sampler import sampler_of
 from n2nfx.training.status import Standing, standing
 
 STEPS = 20
 """Steps of a probe."""
 
+_WEIGHT = 4  # bytes
 _STILL = 1e-12  # a learning rate under which nothing diverges
 
 Key = tuple[str, str]  # of a model and a data set
@@ -27,11 +30,13 @@ Key = tuple[str, str]  # of a model and a data set
 class Speed:
     """What a probe measured of runs on one device: seconds for one, and bytes on disk.
 
-    `kept` are the bytes of a finished run, `working` those of its checkpoints meanwhile.
+    `rest` are the bytes of a finished run beside its weights, of which the reference has `size`;
+    `working` those of its checkpoints meanwhile.
     """
 
     seconds: float
-    kept: int
+    rest: int
+    size: int
     working: int
 
 
@@ -80,7 +85,12 @@ class Plan:
         if speeds is None:
             return None
         working = sorted((one.working for one in speeds), reverse=True)[: self.at_once]
-        return sum(one.kept for one in speeds) + sum(working)
+        return sum(map(self.kept, self.left)) + sum(working)
+
+    def kept(self, run: Run) -> int:
+        """Bytes of a run when it is finished, of a model and data set that were probed."""
+        speed = self.speeds[_key(run)]
+        return speed.rest + _stored(round(_density(run.spec) * speed.size), speed.size)
 
     def _speeds(self) -> list[Speed] | None:
         """Those of all runs that are left, if they are known."""
@@ -100,9 +110,10 @@ def plan(
     """What is left of a recipe; one run of each model and data set is probed for its speed.
 
     That is the one whose method has most passes; it is probed alone, with the threads that torch
-    has in this process. Nothing is left on disk.
+    has in this process. What the others leave on disk follows from it by their densities. Nothing
+    is left there by the probe.
     """
-    runs = tuple((run, standing(out / run.spec.name)) for run in recipe.runs)
+    runs = tuple((run, standing(out / run.spec.name)) for run in recipe.distinct)
     absent = {name: why for name in recipe.matrix.data if (why := _absence(name, data_root))}
     speeds: dict[Key, Speed] = {}
     if probing:
@@ -133,13 +144,30 @@ def probe(spec: RunSpec, *, device: str = "cpu", data_root: Path | None = None) 
     testing = result.seconds - few / per_second
     epoch = images / per_second + testing
     seconds = wall - result.seconds + training.epochs * epoch
-    return Speed(seconds, kept, _checkpoints(result.size, training))
+    kept += (training.epochs - 1) * len(text)  # a line for each epoch
+    rest = kept - _stored(result.nnz, result.size)
+    return Speed(seconds, rest, result.size, _checkpoints(result.size, training))
+
+
+def _stored(nnz: int, size: int) -> int:
+    """About how many bytes so many weights of a network take in an artifact (`n2nfx.gapcode`)."""
+    if nnz == size:
+        return _WEIGHT * size
+    gaps = nnz + size // 255
+    return min(_WEIGHT * nnz + gaps, _WEIGHT * size + size // 8)
+
+
+def _density(spec: RunSpec) -> float:
+    """The share of weights that a run keeps, by its passes; all where none of them says less."""
+    known = passes()
+    said = (getattr(from_text(text, known), "density", 1.0) for text in spec.passes)
+    return min(said, default=1.0)
 
 
 def _checkpoints(size: int, training: Training) -> int:
     """Bytes of two checkpoints: weights, what the optimizer holds for each, and their average."""
     each = 1 + (2 if training.optimizer == "adamw" else 1) + (training.ema > 0)
-    return 2 * 4 * size * each
+    return 2 * _WEIGHT * size * each
 
 
 def _probed(runs: Iterable[Run]) -> list[Run]:
