@@ -558,7 +558,8 @@ def test_what_is_misspelt_is_not_told_as_missing(mine: str, half_run: str, comma
     assert (nowhere.exit_code, nowhere.stdout) == (2, "")
     assert f"--out {half_run}x: there is no such folder; did you mean runs?" in nowhere.stderr
     assert not Path(f"{half_run}x").exists()
-    assert run(command, mine, "matrix.data=gone.py:load", "--out", half_run).exit_code == 0
+    gone = run(command, mine, "matrix.data=gone.py:load", "--out", half_run)
+    assert (gone.exit_code, "there is no file gone.py" in gone.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("figure", ["errors", "curves"])

@@ -8,7 +8,7 @@ from n2nfx.recipe import Recipe
 
 
 def unknown_data(recipe: Recipe) -> Iterator[str]:
-    """The data sets that there are not, a line each; files of one's own are not looked for."""
+    """The data sets that there are not, a line each; files of one's own are others' matter."""
     for place, name in enumerate(recipe.matrix.data):
         if ownfile.is_file(name):
             continue
