@@ -146,7 +146,10 @@ def _other_layer(here: Layer, there: Layer) -> str:
 
 
 def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> None:
-    """Every tensor of the module, and no other, from the artifact."""
+    """Every tensor of the module, and no other, from the artifact.
+
+    Each is let go once it is there, as large models are held few times over: `tensors` is emptied.
+    """
     own = plain_state(network.module)
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:
@@ -160,8 +163,8 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
                 f"model's is {here.dtype} {tuple(here.shape)}"
             )
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+        for name in [*tensors]:
+            own[name].copy_(tensors.pop(name))
 
 
 def _masks(path: Path, network: Network, plan: Plan, found: Masks) -> Masks:
