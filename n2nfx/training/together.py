@@ -25,17 +25,17 @@ class Together:
                 if ranks.first:
                     _lead(job, ranks, teller)
                 elif ranks.of_first(None):
-                    _run(job, None)
+                    _follow(job)
 
 
 def _lead(job: Job, ranks: Ranks, teller: Teller) -> None:
     """Do a job unless it is done or another's; the other processes are told which."""
     begun = False
 
-    def run(*_: Any, watch: Any, **__: Any) -> None:
+    def run(*given: Any, **options: Any) -> None:
         nonlocal begun
         begun = ranks.of_first(True)
-        _run(job, watch)
+        default_runner()(*given, **options)
 
     teller.started(job)
     ended = work(job, run, lambda progress: teller.progress(job, progress))
@@ -46,11 +46,9 @@ def _lead(job: Job, ranks: Ranks, teller: Teller) -> None:
         raise RunFailed(f"{ended.name}: {ended.told}; the same command goes on with the next run")
 
 
-def _run(job: Job, watch: Any) -> None:
-    default_runner()(
-        job.spec, job.folder, device=job.device, data_root=job.data_root, watch=watch,
-        tensorboard=job.tensorboard,
-    )  # fmt: skip
+def _follow(job: Job) -> None:
+    """What the others do of a job; the first one writes and tells."""
+    default_runner()(job.spec, job.folder, device=job.device, data_root=job.data_root)
 
 
 class Silent:
