@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -40,6 +41,8 @@ _SIZELESS = {
     *("dim", "ndim", "ndimension", "dtype", "device", "layout", "requires_grad", "__setitem__"),
     *("is_floating_point", "is_complex", "is_cuda", "is_mkldnn", "is_nested", "is_sparse"),
 }
+
+_is_method = cache(is_tensor_method_or_property)  # asking torch takes as long as many calls do
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -407,7 +410,7 @@ def _call(
     if name == "__get__":
         return "call_function", getattr, (encode(args[0]), _asked_for(func, name)), {}
     encoded = tuple(encode(arg) for arg in args), encode(kwargs)
-    if not is_tensor_method_or_property(func):
+    if not _is_method(func):
         return "call_function", func, *encoded
     if hasattr(operator, name) and name.startswith("__"):
         return "call_function", getattr(operator, name), *encoded

@@ -19,6 +19,7 @@ from n2nfx.tracing.tape import Built, Entry, InputDevice, Op, Ref, Tape
 from n2nfx.tracing.values import is_dataclass, items, specs, tensors
 from n2nfx.tracing.witness import Witness
 
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 _CONSTANTS = (
     int | float | complex | bool | str | bytes | torch.dtype | torch.layout | torch.memory_format
 )
@@ -118,7 +119,10 @@ class Scribe:
         """The value with every tensor replaced by its reference; refuses what cannot be written."""
         if isinstance(value, Tensor):
             return self._reference(value)
-        if type(value) is tuple:
+        kind = type(value)
+        if kind in _PLAIN:  # the commonest, and the quickest to see
+            return value
+        if kind is tuple:
             return tuple(map(self.encode, value))
         if isinstance(value, np.generic):
             return value.item()
