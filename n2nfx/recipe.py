@@ -264,8 +264,19 @@ def _parsed(data: Mapping[str, Any], also: Callable[[Recipe], Iterable[str]]) ->
         lines = [line for one in found if not _follows(one, found) for line in _told(one)]
         parts = (data.get(key) for key in ("matrix", "methods", "table"))
         lines += _misfits(*parts)  # seen though others are wrong
-        return list(dict.fromkeys(lines))
+        return list(dict.fromkeys([*lines, *_in_the_rest(data, found, also)]))
     return list(also(made)) or made
+
+
+def _in_the_rest(
+    data: Mapping[str, Any], found: Sequence[Any], also: Callable[[Recipe], Iterable[str]]
+) -> Iterable[str]:
+    """What else is wrong with a recipe but for the keys that are, if there is one without them."""
+    wrong = {error["loc"][0] for error in found if error["loc"]}
+    if not wrong & data.keys() or wrong & {"name", "matrix", "methods"}:
+        return []
+    rest = _parsed({key: value for key, value in data.items() if key not in wrong}, also)
+    return [] if isinstance(rest, Recipe) else rest
 
 
 def as_toml(recipe: Recipe, file: str) -> str:

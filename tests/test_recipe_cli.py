@@ -20,9 +20,9 @@ from rich.console import Console
 
 from n2nfx import recipe
 from n2nfx.cli import main
-from n2nfx.cli.recipe_text import _Bars
+from n2nfx.cli.recipe_text import _Bars, narrated_sweep
 from n2nfx.training import figures, lease, local, plan
-from n2nfx.training.loop import Progress
+from n2nfx.training.loop import Epoch, Progress
 from n2nfx.training.plan import Speed
 from n2nfx.training.runs import run as run_once
 from n2nfx.training.sweep import Job, work
@@ -728,3 +728,28 @@ def test_a_method_has_its_colour_however_much_is_there(tmp_path: Path) -> None:
         assert legend is not None
         assert [text.get_text() for text in legend.get_texts()][: len(names)] == names
         assert not any(text.get_parse_math() for text in legend.get_texts())
+
+
+def test_on_a_narrow_terminal_all_is_told_of_how_far_a_run_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    (spec,) = sweep_samples.specs(1)
+    at = Progress(
+        epoch=2, epochs=3, step=20, steps=30, images_per_second=1234.5, seconds_left=300.0,
+        last=Epoch(2, 0.5, 91.25, 0.4, 0.1, 1234.5, 7.0),
+    )  # fmt: skip
+    with narrated_sweep([Job(spec, Path(spec.name))]) as teller:
+        teller.started(Job(spec, Path(spec.name)))
+        teller.progress(Job(spec, Path(spec.name)), at)
+    shown = capsys.readouterr().err
+    assert spec.name in shown
+    assert "epoch 2/3, 1,234 images/s, 91.25%, 5 min left" in shown
+
+
+def test_unknown_names_are_told_though_other_keys_are_wrong(mine: str) -> None:
+    asked = ("training.epochs=0", "matrix.models=resnet5O", "matrix.data=cifar1O", "paper=tabel1")
+    told = run("validate", mine, *asked).stderr
+    for wrong in ("training.epochs: ", "resnet5O", "cifar1O", "tabel1"):
+        assert wrong in told

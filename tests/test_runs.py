@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from run_samples import results, spec
 
 import n2nfx
 from n2nfx import CannotOperate, DamagedFile, UsageError
 from n2nfx.lock import held
 from n2nfx.runspec import RunSpec
-from n2nfx.training import progress, runs
-from n2nfx.training.loop import Epoch, Progress
+from n2nfx.training import runs
+from n2nfx.training.loop import Progress
 from n2nfx.training.runresult import sha256
 
 
@@ -135,31 +134,6 @@ def test_a_network_without_passes_is_the_dense_one(tmp_path: Path) -> None:
 
 
 # Progress
-
-AT = Progress(
-    epoch=2, epochs=3, step=20, steps=30, images_per_second=1234.5, seconds_left=61.2,
-    last=Epoch(2, 0.5, 91.25, 0.4, 0.1, 1234.5, 7.0),
-)  # fmt: skip
-
-
-def test_without_a_terminal_progress_is_one_plain_line_an_epoch(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with progress.shown("a-run") as watch:
-        watch(AT)
-        watch(AT)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == (
-        "a-run: epoch 2/3, loss 0.500, accuracy 91.25%, 1,234 images/s, 0:01:01 left\n"
-    )
-
-
-def test_on_a_terminal_it_is_a_bar() -> None:
-    console = Console(force_terminal=True, width=120, record=True)
-    with progress.shown("a-run", console) as watch:
-        watch(AT)
-    assert "a-run" in console.export_text()
 
 
 def test_it_is_told_while_a_run_trains(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from n2nfx.cli.tables import console, say, table
@@ -115,11 +115,10 @@ def narrated_sweep(jobs: Sequence[Job]) -> Iterator[Narrator]:
     if not screen.is_terminal:
         yield _Lines(len(jobs))
         return
+    # How far a run is stands under its name, which alone fills most of a narrow terminal.
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[told]}", markup=False),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}{task.fields[told]}", markup=False),
+        BarColumn(bar_width=10),
     )
     with Progress(*columns, console=screen) as bars:
         yield _Bars(bars, len(jobs))
@@ -167,7 +166,7 @@ class _Bars(Narrator):
 
     def progress(self, job: Job, progress: Any) -> None:
         done = progress.epochs * progress.step / max(1, progress.steps)
-        told = _how_far(progress)
+        told = f"\n  {_how_far(progress)}"
         self._bars.update(self._tasks[job.spec.name], completed=done, told=told)
 
     def ended(self, ended: Ended) -> None:
