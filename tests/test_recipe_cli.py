@@ -753,3 +753,15 @@ def test_unknown_names_are_told_though_other_keys_are_wrong(mine: str) -> None:
     told = run("validate", mine, *asked).stderr
     for wrong in ("training.epochs: ", "resnet5O", "cifar1O", "tabel1"):
         assert wrong in told
+
+
+def test_runs_of_different_environments_are_told(mine: str, tmp_path: Path) -> None:
+    for number, one in enumerate(recipe.read(mine).runs[:3]):
+        folder = tmp_path / one.spec.name
+        folder.mkdir()
+        sweep_samples.finish(folder, final_accuracy=90.0, best_accuracy=90.0, final_loss=0.1)
+        here = {"versions": {"torch": "2.9"}, "device": "cpu" if number else "NVIDIA H200"}
+        (folder / "environment.json").write_text(json.dumps([here]) if number < 2 else "[")
+    told = said("report", mine, "--out", str(tmp_path))["notes"]
+    wanted = "the runs were trained in different environments: device NVIDIA H200 or cpu"
+    assert wanted in told

@@ -265,8 +265,8 @@ class Trainer:
             what = "a gradient in fp16, however the loss was scaled,"
         if what:
             raise Diverged(
-                f"epoch {len(self.epochs) + 1}, at most {_LOOK_EVERY} steps before step "
-                f"{self.steps}: {what} was not finite; try a lower lr or a warmup",
+                f"epoch {len(self.epochs) + 1}, by step {self.steps}: {what} was not finite; try a "
+                "lower lr or a warmup",
                 self.epochs,
             )
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from n2nfx.recipe import Cell, Recipe
 from n2nfx.training.printed import Spread, printed
+from n2nfx.training.runresult import RESULT
 from n2nfx.training.status import Standing, standing
+from n2nfx.training.unlike import unlike
 
 SCHEMA = "n2nfx.recipe-report/1"
 
@@ -86,7 +88,9 @@ class Report:
 def report(recipe: Recipe, out: Path) -> Report:
     """The accuracies of the runs in a folder."""
     found = rows(recipe, out)
-    return Report(recipe, tuple(found), tuple(notes(found)))
+    over = [out / run.spec.name for run in recipe.distinct]
+    told = (*notes(found), *unlike(folder for folder in over if (folder / RESULT).exists()))
+    return Report(recipe, tuple(found), told)
 
 
 def rows(recipe: Recipe, out: Path) -> list[Row]:

@@ -41,8 +41,9 @@ from n2nfx.training.environment import environment
 from n2nfx.training.loop import Diverged, Epoch, Progress, is_of_memory, train
 from n2nfx.training.ranks import Ranks, joined, own_device
 from n2nfx.training.runresult import MANIFEST, RESULT, Result, contents, manifest_line, read
+from n2nfx.training.unlike import ENVIRONMENT
 
-CONFIG, ENVIRONMENT, EVENTS = "config.json", "environment.json", "events.jsonl"
+CONFIG, EVENTS = "config.json", "events.jsonl"
 CHECKPOINTS, NETWORK = "checkpoints", "network"
 
 _log = logging.getLogger(__name__)
