@@ -85,7 +85,10 @@ UNREADABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
         lambda m, x: x * m.one(torch.ones(4, 4, device=x.device)).mean(),
         "the same for every example",
     ),
-    "batch third": (lambda m, x: m.one(x.permute(2, 1, 0, 3)), "the batch in dimension 2"),
+    "batch third": (
+        lambda m, x: m.one(x.flip(1).permute(2, 1, 0, 3)),
+        "the batch in dimension 2",
+    ),
     "batch twice": (lambda m, x: m.one(x[:, None] - x[None]), "the batch in dimensions 0, 1"),
     "turned batches": (lambda m, x: m.one(x.repeat(2, 1, 1, 1)), "a way that cannot be followed"),
     "one more dimension": (
