@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import n2nfx
 from n2nfx.layouts import Fold, Grid, Grids, Layout, Layouts, Misfit, joined_tokens
-from n2nfx.network import Network
+from n2nfx.network import Move, Network
 from n2nfx.sites import Sites
 
 
@@ -35,6 +35,8 @@ def heads_and_back(x: Tensor) -> Tensor:
     q, k = x.reshape(folded, places, 2, 2, channels // 4).permute(2, 0, 3, 1, 4).unbind(0)
     return (q + k).transpose(1, 2).reshape(folded, places, channels // 2)
 
+
+TURN = Move("permute", (2, 1, 0, 3))
 
 FORWARDS: dict[str, tuple[Callable[..., Tensor], Layout]] = {
     "a map": (lambda m, x: m.conv(x), Layout(4, (8, 8), last=False)),
@@ -64,6 +66,10 @@ FORWARDS: dict[str, tuple[Callable[..., Tensor], Layout]] = {
     "two batches": (
         lambda m, x: m.last(torch.cat([x, x]).permute(0, 2, 3, 1)),
         Layout(4, (8, 8), last=True, fold=Fold(2, 1)),
+    ),
+    "the batch third": (
+        lambda m, x: m.last(x.permute(0, 2, 3, 1).permute(2, 1, 0, 3)),
+        Layout(4, (8, 8), last=True, there=(TURN,), back=(TURN,)),
     ),
     "a window of a window": (
         lambda m, x: m.last(windows(x.permute(0, 2, 3, 1)).reshape(-1, 4, 4)),

@@ -571,6 +571,11 @@ NOT_BATCH_GENERIC: dict[str, Forward] = {
 def test_a_part_that_does_other_things_for_other_batch_sizes_is_kept_whole(
     body: Forward, batch: int
 ) -> None:
+    assert_kept_whole(body, batch)
+
+
+def assert_kept_whole(body: Forward, batch: int) -> None:
+    """For what it does at other batch sizes, and right at this one."""
     model = nn.Sequential(nn.ReLU(), Model(body, layer=nn.Linear(6, 6)))
     network = n2nfx.trace(model, torch.ones(1, 5, 6))
     assert [layer.name for layer in network.layers] == ["1.layer"]
@@ -593,12 +598,7 @@ FROM_MANY_ON: dict[str, Forward] = {
 def test_a_part_that_does_other_things_from_many_examples_on_is_kept_whole(
     body: Forward, batch: int
 ) -> None:
-    model = nn.Sequential(nn.ReLU(), Model(body, layer=nn.Linear(6, 6)))
-    network = n2nfx.trace(model, torch.ones(1, 5, 6))
-    (note,) = network.notes
-    assert note.startswith("1 (Model) is kept as it is")
-    assert "depends on the batch size" in note
-    assert_same(model, network.module, *examples((5, 6), batch=batch))
+    assert_kept_whole(body, batch)
 
 
 @pytest.mark.parametrize("batch", [2, 70])
