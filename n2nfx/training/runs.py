@@ -26,7 +26,6 @@ from torch import fx
 from n2nfx import lock, ownfile
 from n2nfx.atomic import put_file
 from n2nfx.errors import CannotOperate, CannotWrite, DamagedFile, UsageError, first_line
-from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Network, Probe
 from n2nfx.outcome import Outcome
 from n2nfx.pipeline import apply
@@ -101,8 +100,8 @@ def make(spec: RunSpec, data: Data) -> Outcome:
 
 def _require_classes(network: Network, spec: RunSpec, classes: int) -> None:
     """Raise CannotOperate where a network is seen to have fewer outputs than there are classes."""
-    (*_, output) = next(iter(graphs_of(network.module))).nodes
-    given = output.args[0].meta.get("spec") if isinstance(output.args[0], fx.Node) else None
+    (output,) = network.module.graph.output_node().args
+    given = output.meta.get("spec") if isinstance(output, fx.Node) else None
     shape = given[0].shape if isinstance(given, tuple) else ()
     if len(shape) == 2 and shape[1] < classes:
         raise CannotOperate(
