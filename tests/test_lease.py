@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -232,3 +234,29 @@ def test_no_draft_is_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CannotOperate, match="No space left"), claimed(tmp_path):
         pass
     assert list((tmp_path / lease.FOLDER).iterdir()) == []
+
+
+# The main thread ends alone (the system call, and not Python's exit), as when a process is killed
+# and other threads of it are not yet gone: they still hold its files and locks.
+HALF_DEAD = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+
+
+def test_a_process_is_dead_only_when_all_of_its_threads_are() -> None:
+    process = subprocess.Popen([sys.executable, "-c", HALF_DEAD])
+    status = Path(f"/proc/{process.pid}/status")
+    _until(lambda: "State:\tZ" in status.read_text())
+    assert lease._started(process.pid)
+    process.kill()
+    process.wait()
+    assert not lease._started(process.pid)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)

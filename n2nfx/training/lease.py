@@ -252,10 +252,14 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started; empty where there is none, or only what is left of one."""
+    """When a process was started; empty where there is none, or only what is left of one.
+
+    One whose main thread alone is dead, killed a moment ago, still holds its files and locks.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
     state, *fields = text.rpartition(")")[2].split()
-    return "" if state in "ZX" else fields[18]
+    threads, started = int(fields[16]), fields[18]
+    return "" if state in "ZX" and threads <= 1 else started
