@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it imports torch
+    from zoo_check import Effort
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ROOT / "tests" / "zoo" / "families.txt"
@@ -30,25 +32,16 @@ _FORKING = Lock()  # packages' hooks of fork refuse another one beside it
 # A sweep
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How far the check of one model goes."""
-
-    limit: float  # seconds
-    most: float  # multiply-adds of a forward whose numbers are compared
-    gradients: bool
-    only: Literal["blank", "numbers"] | None  # the part of it: see `zoo_check.check`
-    device: str  # where numbers alone are compared
-
-
-def sweep(names: Sequence[str], out: Path, jobs: int, effort: Effort, again: bool) -> None:
+def sweep(
+    names: Sequence[str], out: Path, jobs: int, limit: float, effort: "Effort", again: bool
+) -> None:
     """Check every name that the file has no row for, `jobs` at a time."""
     import_all()
     done = {row["name"]: row for row in read(out)}
     left = [n for n in names if n not in done or (again and done[n]["status"] != "ok")]
     print(f"{len(names)} names, {len(left)} to run", file=sys.stderr)
     with out.open("a") as file, ThreadPoolExecutor(jobs) as pool:
-        runs = [pool.submit(run, name, effort) for name in left]
+        runs = [pool.submit(run, name, limit, effort) for name in left]
         for number, ended in enumerate(as_completed(runs), 1):
             row = ended.result()
             file.write(json.dumps(row) + "\n")
@@ -68,8 +61,8 @@ def import_all() -> None:
     zoo_check.warm_up()
 
 
-def run(name: str, effort: Effort) -> Row:
-    """The row of one model, from a process that ends with it or is ended at the time limit."""
+def run(name: str, limit: float, effort: "Effort") -> Row:
+    """The row of one model, from a process that ends with it or after `limit` seconds."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(name, effort, sender))
@@ -79,10 +72,10 @@ def run(name: str, effort: Effort) -> Row:
     sender.close()
     row: Row = {"name": name, "family": _family(name), "status": "failed", "stage": "process"}
     try:
-        if receiver.poll(effort.limit):
+        if receiver.poll(limit):
             row = receiver.recv()
         else:
-            row["reason"] = f"it takes more than {effort.limit:.0f} seconds"
+            row["reason"] = f"it takes more than {limit:.0f} seconds"
     except EOFError:
         row["reason"] = "the process died, for want of memory perhaps"
     if process.is_alive():
@@ -92,10 +85,10 @@ def run(name: str, effort: Effort) -> Row:
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _work(name: str, effort: Effort, sender: Any) -> None:
+def _work(name: str, effort: "Effort", sender: Any) -> None:
     import zoo_check
 
-    sender.send(zoo_check.check(name, effort.most, effort.gradients, effort.only, effort.device))
+    sender.send(zoo_check.check(name, effort))
 
 
 def _family(name: str) -> str:
@@ -140,13 +133,16 @@ def main() -> None:
         help="what can be said of weights without data, for what does not fit; or numbers compared",
     )
     parser.add_argument("--device", default="cpu", help="where numbers alone are compared")
+    parser.add_argument("--batch", type=int, default=3, choices=(2, 3), help="examples compared")
     parser.add_argument("--again", action="store_true", help="run again what failed")
     asked = parser.parse_args()
     patterns = [*asked.names, *([str(FAMILIES)] if asked.families else [])]
     if asked.device != "cpu" and asked.only != "numbers":
         parser.error("--device is for --only numbers")
-    effort = Effort(asked.limit, asked.most, not asked.no_gradients, asked.only, asked.device)
-    sweep(expand(patterns), asked.out, asked.jobs, effort, asked.again)
+    from zoo_check import Effort
+
+    effort = Effort(asked.most, not asked.no_gradients, asked.only, asked.device, batch=asked.batch)
+    sweep(expand(patterns), asked.out, asked.jobs, asked.limit, effort, asked.again)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ from n2nfx.tracing.layers import not_prunable, taken_by_others
 from n2nfx.tracing.values import items
 from n2nfx.wiring import Options, find_branches
 
-BATCH = 3  # one that tracing itself never uses
 HOPS = (2, 3)
 DENSITY, RATIO = 0.1, 0.2
 _NEARLY = 1e-3  # of the largest output
@@ -50,7 +49,22 @@ ROOM = 1e8  # weights that branches may hold together, as they lie in dense tens
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 Row = dict[str, Any]
-Only = Literal["blank", "numbers"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far the check of one model goes.
+
+    Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
+    compared instead, which the row says; not of a detector, whose shapes depend on numbers. With
+    `only`, no more than that part is done. Numbers alone can be compared on a `device`.
+    """
+
+    most: float = 2e10  # multiply-adds of a forward whose numbers are compared
+    gradients: bool = True
+    only: Literal["blank", "numbers"] | None = None
+    device: str = "cpu"
+    batch: int = 3  # examples that are compared; as many as tracing itself never uses
 
 
 class Fails(Exception):
@@ -72,33 +86,25 @@ def family(name: str) -> str:
     return "n2nfx:zoo"
 
 
-def check(
-    name: str,
-    most: float = 2e10,
-    gradients: bool = True,
-    only: Only | None = None,
-    device: str = "cpu",
-) -> Row:
+def check(name: str, effort: Effort) -> Row:
     """Check one model; the row's `status` is "ok" or "failed", then with `stage` and `reason`.
 
-    Where one forward costs more than `most` multiply-adds, numbers are left out and shapes are
-    compared instead, which the row says; not of a detector, whose shapes depend on numbers. In
-    the row of a part of the check, `only` that, is what that part finds. Numbers alone can be
-    compared on a `device`, which the row says.
+    In the row of a part of the check is what that part finds, and `only`, which says so.
     """
     row: Row = {"name": name, "family": family(name), "status": "ok", "stage": "build"}
-    if only:
-        row["only"] = only
+    row["batch"] = effort.batch
+    if effort.only:
+        row["only"] = effort.only
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with _no_fast_path():
-                if only == "numbers":
-                    _check_numbers(row, most, gradients, device)
-                elif only == "blank":
-                    _check_blank(row)
+                if effort.only == "numbers":
+                    _check_numbers(row, effort)
+                elif effort.only == "blank":
+                    _check_blank(row, effort)
                 else:
-                    _check(row, most, gradients)
+                    _check(row, effort)
             del row["stage"]
         except Exception as error:
             told = str(error).strip().splitlines()
@@ -131,14 +137,14 @@ def _last_line(error: Exception) -> str:
     return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
 
 
-def _check(row: Row, most: float, gradients: bool) -> None:
+def _check(row: Row, effort: Effort) -> None:
     original, example, row["build_ms"] = _built(row["name"])
     if sum(parameter.numel() for parameter in original.parameters()) > LARGE:
         made = [original]
         del original
-        _check_large(row, made, example)
+        _check_large(row, made, example, effort)
         return
-    network, calls = _traced(row, original, example, most, gradients)
+    network, calls = _traced(row, original, example, effort)
     del original
     row["stage"] = "skips"
     room = _count_pairs(row, network, copy.deepcopy(network.module))
@@ -146,7 +152,7 @@ def _check(row: Row, most: float, gradients: bool) -> None:
         _operate(row, network, room, calls)
 
 
-def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> None:
+def _check_large(row: Row, made: list[nn.Module], example: models.Example, effort: Effort) -> None:
     """All that needs no numbers, with as few copies at a time as can be: each takes gigabytes.
 
     `made` holds the model, alone, and is emptied.
@@ -162,7 +168,7 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
     row["compared"] = "shapes"
     module = meta_copy(network.module)
     assert isinstance(module, fx.GraphModule)
-    _same_shapes(blank, replace(network, module=module))
+    _same_shapes(blank, replace(network, module=module), effort.batch)
     row["stage"] = "skips"
     room = _count_pairs(row, network, module)
     outcomes = [_transformed(row, network, room)]
@@ -170,17 +176,17 @@ def _check_large(row: Row, made: list[nn.Module], example: models.Example) -> No
     _comes_back(row, outcomes)
 
 
-def _check_numbers(row: Row, most: float, gradients: bool, device: str) -> None:
+def _check_numbers(row: Row, effort: Effort) -> None:
     """What the model does and what its graph does, if a forward costs no more than `most`."""
-    if device == "cpu":
+    if effort.device == "cpu":
         original, example, row["build_ms"] = _built(row["name"])
     else:
-        original, example, row["build_ms"] = _built_on(device, row["name"])
-        row["device"] = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+        original, example, row["build_ms"] = _built_on(effort.device, row["name"])
+        row["device"] = f"{torch.cuda.get_device_name(effort.device)}, torch {torch.__version__}"
     # Gradients are of each alone; without them both can have the weights in common.
-    shared = {} if gradients else {id(p): p for p in original.parameters()}
+    shared = {} if effort.gradients else {id(p): p for p in original.parameters()}
     network = _recorded(row, original, copy.deepcopy(original, shared), example)
-    _compare(row, original, network, most, gradients, device)
+    _compare(row, original, network, effort)
 
 
 def _built_on(device: str, name: str) -> tuple[nn.Module, models.Example, int]:
@@ -201,7 +207,7 @@ def _built_on(device: str, name: str) -> tuple[nn.Module, models.Example, int]:
     return _shaken(model), example, milliseconds
 
 
-def _check_blank(row: Row) -> None:
+def _check_blank(row: Row, effort: Effort) -> None:
     """All that needs no data, with weights that have none, so that no image model is too large.
 
     It is traced, shapes are compared, and pairs of layers are counted.
@@ -215,38 +221,31 @@ def _check_blank(row: Row) -> None:
     network = _recorded(row, model, copy.deepcopy(model), example)
     row["stage"] = "same"
     row["compared"] = "shapes, without data"
-    _same_shapes(model, network)
+    _same_shapes(model, network, effort.batch)
     row["stage"] = "skips"
     _count_pairs(row, network, copy.deepcopy(network.module))
 
 
 def _traced(
-    row: Row, original: nn.Module, example: models.Example, most: float, gradients: bool
+    row: Row, original: nn.Module, example: models.Example, effort: Effort
 ) -> tuple[Network, "Calls | None"]:
     """The network, which does what the model does, and calls of it, if numbers were compared."""
     network = _recorded(row, original, copy.deepcopy(original), example)
     row["stage"] = "careful"
     _require_same_graph(_careful(original, example), network)
-    return network, _compare(row, original, network, most, gradients)
+    return network, _compare(row, original, network, effort)
 
 
-def _compare(
-    row: Row,
-    original: nn.Module,
-    network: Network,
-    most: float,
-    gradients: bool,
-    device: str = "cpu",
-) -> "Calls | None":
+def _compare(row: Row, original: nn.Module, network: Network, effort: Effort) -> "Calls | None":
     """Compare a network with its model; gives the calls of both, if numbers were compared."""
     row["stage"] = "same"
-    numbers = network.dense_flops <= most or zoo_detectors.is_detector(original)
+    numbers = network.dense_flops <= effort.most or zoo_detectors.is_detector(original)
     row["compared"] = "numbers" if numbers else "shapes"
-    calls = _calls(original, network, device) if numbers else None
+    calls = _calls(original, network, effort) if numbers else None
     if calls is None:
-        _same_shapes(original, network)
+        _same_shapes(original, network, effort.batch)
     else:
-        _same_numbers(row, original, network.module, calls, gradients)
+        _same_numbers(row, original, network.module, calls, effort.gradients)
     return calls
 
 
@@ -372,12 +371,12 @@ class Calls:
         return self.training if training else self.evaluation
 
 
-def _calls(model: nn.Module, network: Network, device: str) -> Calls:
+def _calls(model: nn.Module, network: Network, effort: Effort) -> Calls:
     generator = torch.Generator().manual_seed(1)
     if zoo_detectors.is_detector(model):
         return Calls(zoo_detectors.evaluated(generator), zoo_detectors.trained(generator))
     inputs = tuple(
-        (torch.rand((BATCH, *spec.shape[1:]), generator=generator) - 0.3).to(device)
+        (torch.rand((effort.batch, *spec.shape[1:]), generator=generator) - 0.3).to(effort.device)
         for spec in network.inputs
     )
     return Calls([inputs], [inputs])
@@ -440,11 +439,11 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         yield from _flat(item, f"{name}.{kind}[{key}]")
 
 
-def _same_shapes(original: nn.Module, network: Network) -> None:
+def _same_shapes(original: nn.Module, network: Network, batch: int) -> None:
     shapes = []
     for model in (original, network.module):
         blank = meta_copy(model).eval()
-        inputs = [torch.empty((BATCH, *s.shape[1:]), device="meta") for s in network.inputs]
+        inputs = [torch.empty((batch, *s.shape[1:]), device="meta") for s in network.inputs]
         with torch.no_grad():
             shapes.append([(n, tuple(v.shape)) for n, v in _flat(blank(*inputs), "output")])
     if shapes[0] != shapes[1]:
@@ -581,7 +580,7 @@ def _apart(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     one, other = (_effects(module, [each], False, False) for each in (inputs, turned))
     apart = [0.0]
     for key, value in one.items():
-        if key.startswith("output") and value.is_floating_point() and len(value) == BATCH:
+        if key.startswith("output") and value.is_floating_point() and len(value) == len(inputs[0]):
             value, again = value.nan_to_num(), other[key].flip(0).nan_to_num()
             apart.append(float((value - again).abs().max() / value.abs().max().clamp_min(1e-30)))
     return max(apart)

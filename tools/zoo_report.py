@@ -174,7 +174,7 @@ def _line(row: Row) -> str:
         f"{row['weights']:,}" if "weights" in row else "",
         row.get("graphs", ""),
         "" if "any_size" not in row else "yes" if row["any_size"] else "no",
-        row.get("compared", "") + (f" on {row['device']}" if "device" in row else ""),
+        _compared(row),
         row.get("eval", ""),
         row.get("train", ""),
         f"{legal} ({pairs})",
@@ -184,6 +184,15 @@ def _line(row: Row) -> str:
         row["status"],
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _compared(row: Row) -> str:
+    """What was compared, and of how many examples and where, if the row says it of numbers."""
+    told = row.get("compared", "")
+    if told == "numbers":
+        told += f" of {row['batch']}" if "batch" in row else ""
+        told += f" on {row['device']}" if "device" in row else ""
+    return told
 
 
 # The picture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import zoo_check
+from zoo_check import Effort
 
 FAMILIES = Path(__file__).with_name("families.txt").read_text().split()
 # The smallest of its family, and too large for several copies beside other tests.
@@ -47,7 +48,7 @@ def check(name: str) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        row = zoo_check.check(name, MOST, only="blank" if name in WITHOUT_DATA else None)
+        row = zoo_check.check(name, Effort(MOST, only="blank" if name in WITHOUT_DATA else None))
     finally:
         torch.set_num_threads(threads)
     assert row["status"] == "ok", f"at {row['stage']}: {row['reason']} ({row['where']})"
