@@ -12,6 +12,15 @@ def swapped(x: Tensor) -> Tensor:
     return torch.cat([second, first], dim=1)
 
 
+def nearly_alike(x: Tensor) -> Tensor:
+    """Moves of operands of the same forms, which yet do something else."""
+    low, high = x.chunk(2, dim=1)
+    none = torch.zeros_like(low)
+    first, second = torch.cat([low, high], 1), torch.cat([high, low], 1)
+    third, fourth = torch.cat([none, low], 1), torch.cat([low, none], 1)
+    return torch.cat([first[:, :3], second[:, 2:5], third[:, 5:8], fourth[:, 4:7]], 1)
+
+
 def shuffled(x: Tensor) -> Tensor:
     return x.view(x.shape[0], 3, 4, 8, 8).transpose(1, 2).reshape(x.shape[0], 12, 8, 8)
 
@@ -91,6 +100,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "narrow": lambda x: x.narrow(1, 3, 4).repeat(1, 3, 1, 1),
     "getitem": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
     "order": lambda x: x[:, torch.tensor([3, 1, 1, 0, 11, 5, 4, 10, 2, 9, 8, 6])],
+    "nearly alike": nearly_alike,
     "shuffle": shuffled,
     "pad": lambda x: functional.pad(x[:, :9], (0, 0, 0, 0, 1, 2)),
     "pad places": lambda x: functional.pad(x, (1, 1, 2, 2), value=3.0),

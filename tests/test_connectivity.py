@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import OPERATIONS, deep_index, through_a_view
+from operations import OPERATIONS, deep_index, shuffled, through_a_view
 from samples import Model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +23,7 @@ import n2nfx
 from n2nfx.bind import bind
 from n2nfx.connectivity import Effective, count_effective
 from n2nfx.connectivity.channels import channel_map
+from n2nfx.connectivity.relations import Pairs
 from n2nfx.masks import Masks
 from n2nfx.models import build
 from n2nfx.network import Layer, Network
@@ -380,6 +381,19 @@ def test_places_are_not_mistaken_for_channels(operation: Callable[[Tensor], Tens
         lambda m, x: m.after(operation(m.before(x))), before=conv(6, 12), after=conv(12, 5)
     )
     assert max(channel_map(traced(model)).sizes) == 12
+
+
+def test_what_every_block_moves_alike_is_followed_once() -> None:
+    def moves(blocks: int) -> int:
+        """Different ones that the links of so many blocks have."""
+        many = nn.Sequential(
+            *(Model(lambda m, x: shuffled(m.one(x)), one=conv(12, 12)) for _ in range(blocks))
+        )
+        links = channel_map(traced(many, (12, 8, 8))).links
+        assert len(links) == 2 * blocks
+        return len({id(link.relation) for link in links if isinstance(link.relation, Pairs)})
+
+    assert moves(1) == moves(5) == 1
 
 
 def test_a_module_that_is_called_whole_is_a_hub_by_its_path() -> None:

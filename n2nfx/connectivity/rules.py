@@ -6,7 +6,7 @@ live weights dead. Norms are channel to channel: the statistics a layer norm sha
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,8 +122,25 @@ def _moved(call: Call) -> Any:
         assert callable(call.node.target)
         return call.node.target(*args, **kwargs)
 
-    moved = move(call.loom, call.values, run, stacked=_name(call) == "stack")
+    stacked = _name(call) == "stack"
+    moved = move(call.loom, call.values, run, stacked, _form(call))
     return moved if call.shape is None or moved.shape == call.shape else None
+
+
+def _form(call: Call) -> Hashable:
+    """What is the same of all calls that move operands of the same form alike; or None."""
+    known = list(dict.fromkeys(call.values))
+    tensors = []
+
+    def told(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        if isinstance(item, Value):
+            return item.shape if item.number is None else f"operand {known.index(item)}"
+        return item
+
+    arguments = repr(map_aggregate((call.args, dict(call.kwargs)), told))
+    return None if tensors else (call.module or call.node.target, arguments)
 
 
 def in_place(call: Call) -> Any:

@@ -6,9 +6,10 @@ things. Along all other axes (the batch, the places of a map) it depends on the 
 thus a grid of channels, which shape operations move about, reductions shrink, broadcasting joins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class Loom:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.links: list[Link] = []
+        self.moves: dict[Hashable, Any] = {}  # those that were made, by their form
 
     def make(self, shape: Sequence[int], axes: Sequence[int]) -> Value:
         """A value that depends on nothing yet; axes of one position are none."""
