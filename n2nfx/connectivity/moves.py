@@ -32,7 +32,7 @@ class Unfollowed(Exception):
 
 
 @dataclass(frozen=True)
-class Moved:
+class _Moved:
     """One tensor that a move gives: where its channels lie, and which of each operand's they are.
 
     `same` says that they are those of its one operand in order; with no `links` it is a constant.
@@ -82,15 +82,15 @@ def move(
     form = (key, stacked, *((value.shape, value.axes) for value in known))
     moved = loom.moves.get(form)
     if moved is None:
-        moved = _moved(known, run, stacked)
+        moved = _followed(known, run, stacked)
         if key is not None:
             loom.moves[form] = moved
-    if isinstance(moved, Moved):
+    if isinstance(moved, _Moved):
         return _woven(loom, known, moved)
     return [_woven(loom, known, part) for part in moved]
 
 
-def _woven(loom: Loom, known: Sequence[Value], moved: Moved) -> Value:
+def _woven(loom: Loom, known: Sequence[Value], moved: _Moved) -> Value:
     """The value of what a move gives of known operands, linked to them."""
     if not moved.links:
         return Value(None, moved.shape)
@@ -102,7 +102,7 @@ def _woven(loom: Loom, known: Sequence[Value], moved: Moved) -> Value:
     return made
 
 
-def _moved(known: tuple[Value, ...], run: Run, stacked: bool) -> Moved | list[Moved]:
+def _followed(known: tuple[Value, ...], run: Run, stacked: bool) -> _Moved | list[_Moved]:
     """What a move gives of known operands."""
     firsts = tuple(accumulate((prod(value.grid) for value in known), initial=1))
     if firsts[-1] > _EXACT:
@@ -125,20 +125,20 @@ def _run(run: Run, numbers: _Numbers) -> Any:
             raise Unfollowed from error
 
 
-def _read(moved: Tensor, firsts: Sequence[int], stacked: bool) -> Moved:
+def _read(moved: Tensor, firsts: Sequence[int], stacked: bool) -> _Moved:
     """Where the channels are: where the numbers are."""
     shape = tuple(moved.shape)
     if moved.dtype != torch.float32:  # the same bits taken for something else
         raise Unfollowed
     if not moved.numel():
-        return Moved(shape)
+        return _Moved(shape)
     repeated = tuple(slice(None if stride else 1) for stride in moved.stride())
     found, axes = _apart(moved[repeated].numpy())
     parts = dict(_by_operand(firsts, found))
     if len(parts) > 1 and not stacked:
         axes = sorted({axis for part in parts.values() for axis in _apart(part)[1]}) or axes
     if not parts:
-        return Moved(shape)
+        return _Moved(shape)
     if prod(shape[axis] for axis in axes) > _MOST:
         raise Unfollowed
     others = tuple(axis for axis in range(found.ndim) if axis not in axes)
@@ -146,7 +146,7 @@ def _read(moved: Tensor, firsts: Sequence[int], stacked: bool) -> Moved:
     (first, sources), *more = links.items()
     in_order = np.arange(1, 1 + firsts[first + 1] - firsts[first])
     same = not more and np.array_equal(sources, in_order)
-    return Moved(shape, tuple(axes), tuple((o, _pairs(s)) for o, s in links.items()), same)
+    return _Moved(shape, tuple(axes), tuple((o, _pairs(s)) for o, s in links.items()), same)
 
 
 def _pairs(sources: np.ndarray) -> Pairs:

@@ -47,10 +47,6 @@ class Loom:
         self.sizes.append(prod(shape[axis] for axis in kept))
         return Value(len(self.sizes) - 1, tuple(shape), kept)
 
-    def size(self, value: Value) -> int:
-        """A value's number of channels."""
-        return 0 if value.number is None else self.sizes[value.number]
-
     def link(self, target: Value, source: Value, relation: Relation) -> None:
         """Let a value depend on another; on a constant nothing depends."""
         if target.number is not None and source.number is not None:
