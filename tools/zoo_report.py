@@ -29,7 +29,8 @@ def report(rows: Sequence[Row]) -> str:
         "# Models that n2nfx operates on\n",
         "Made by `python tools/zoo_report.py` from sweeps by `python tools/zoo.py`; each model is "
         "checked as `tools/zoo_check.py` says: traced in evaluation and training, in two ways, "
-        "compared with the original at a batch size that was not traced, its weights all reached, "
+        "compared with the original at a batch size that was not traced (attention without torch's "
+        "fast path, which rounds otherwise), its weights all reached, "
         "pruned to the exact budget, skips spliced, saved, loaded and the same again, its channels "
         "followed, and the outputs the same bits where skips are zero.\n",
         _summary(rows),
