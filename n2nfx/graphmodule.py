@@ -187,14 +187,15 @@ def graphs_of(module: fx.GraphModule) -> tuple[fx.Graph, ...]:
 def parts_of(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
     """The module, its path empty, and every part inside of it, before those inside of that."""
     yield "", module
-    for path in dict.fromkeys(path for graph in graphs_of(module) for path in _parts_in(graph)):
+    for path in dict.fromkeys(path for graph in graphs_of(module) for path in parts_in(graph)):
         part = module.get_submodule(path)
         assert isinstance(part, fx.GraphModule)
         for inner, found in parts_of(part):
             yield join(path, inner), found
 
 
-def _parts_in(graph: fx.Graph) -> Iterator[str]:
+def parts_in(graph: fx.Graph) -> Iterator[str]:
+    """The paths of the parts inside of what a graph calls, without those inside of these."""
     for node in graph.nodes:
         yield from node.meta.get("parts", ())
 
@@ -206,8 +207,12 @@ def judged_parts(module: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
     how many boxes there are.
     """
     found = list(parts_of(module))
-    whole = any(node.target == WHOLE_MODEL for node in module.graph.nodes)
-    return found[1:] if whole and len(found) > 1 else found
+    return found[1:] if is_whole(module) and len(found) > 1 else found
+
+
+def is_whole(module: fx.GraphModule) -> bool:
+    """Whether the graph is one call of the whole model, which is Python around its parts."""
+    return any(node.target == WHOLE_MODEL for node in module.graph.nodes)
 
 
 def nodes_in(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, fx.Node]]:

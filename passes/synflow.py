@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from n2nfx.budget import budget
+from n2nfx.flow import flow_of
 from n2nfx.network import Network, Probe, blank_inputs
 from n2nfx.pruning import ScoredPruning, require_count
 from n2nfx.rounds import MOST_ROUNDS, exponential, rank_in_rounds
 from n2nfx.saliency import Workbench, prunable
-from n2nfx.tracing.values import tensors
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class SynFlow(ScoredPruning):
     product of their weights. Biases and running means, which lie on no path from the input, are
     zero; batch norms scale by their running variance. The number of weights falls by the same
     share in each of `rounds` rounds. Layers that only training runs have no flow and score zero.
+    Of a model that is kept whole R is the sum of what its last parts give: see `flow_of`.
     """
 
     name: ClassVar[str] = "synflow"
@@ -38,13 +39,13 @@ class SynFlow(ScoredPruning):
         bench = Workbench(network, "running", probe.seed, torch.float64)
         _make_positive(bench.module)
         ranked, total = prunable(network), budget(self.density, network.size)
-        ones = _ones(network)
+        flow = flow_of(bench, _ones(network))
         return rank_in_rounds(
             bench,
             ranked,
             self.sharing,
             exponential(sum(item.size for item in ranked), total, self.rounds),
-            lambda: bench.gradients(_flow(bench, ones)),
+            lambda: bench.gradients(flow()),
             lambda weight, gradient: gradient.mul_(weight),
         )
 
@@ -69,10 +70,3 @@ def _ones(network: Network) -> tuple[Tensor, ...]:
         torch.ones_like(one, dtype=torch.float64 if one.is_floating_point() else None)
         for one in blank
     )
-
-
-def _flow(bench: Workbench, inputs: tuple[Tensor, ...]) -> Tensor:
-    """R: the sum of all outputs."""
-    with torch.enable_grad():
-        output = [one for one in tensors(bench.run(inputs)) if one.is_floating_point()]
-        return torch.stack([one.sum() for one in output]).sum()

@@ -19,9 +19,9 @@ from n2nfx.connectivity import count_effective, find_collapse
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import parts_of
 from n2nfx.masks import Masks
-from n2nfx.network import Network
+from n2nfx.network import Network, Probe
 from n2nfx.outcome import Outcome
-from n2nfx.passes import N2NSkip, RandomPruning
+from n2nfx.passes import N2NSkip, RandomPruning, SynFlow
 from n2nfx.rehearsal import misfits
 
 SIZES = ((16, 20), (17, 23), (30, 25))  # of the example, and two others, odd and even
@@ -390,6 +390,51 @@ def test_a_hook_on_a_part_is_called_by_what_calls_the_part() -> None:
 def test_what_was_made_of_its_parts_before_gets_no_others() -> None:
     scripted: Any = torch.jit.trace(block(), torch.rand(1, 4))
     assert parts(n2nfx.trace(looking(scripted), torch.rand(1, 4))) == []
+
+
+class Heads(nn.Module):
+    """A backbone and two heads, whose outputs are selected; one reads what the other selected."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.backbone, self.first, self.second = (
+            nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU()) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> list[float]:
+        features = self.backbone(x)
+        chosen = self.first(features).detach() < self.threshold
+        return self.second(features[chosen.all(1)]).flatten().tolist()
+
+
+def test_the_flow_of_a_model_that_is_kept_whole_is_what_its_last_parts_give() -> None:
+    torch.manual_seed(0)
+    network = n2nfx.trace(Heads(torch.inf), torch.rand(2, 4))
+    scores = SynFlow(density=1.0, rounds=1).score(network, Probe())
+    backbone, first, second = (weight.abs().double() for weight in network.module.parameters())
+    features = functional.relu(torch.ones(1, 4, dtype=torch.float64) @ backbone.T)
+    expected = [(first.sum(0) + second.sum(0))[:, None] * backbone, features * first]
+    for weight, one in zip(("backbone.0", "first.0"), expected, strict=True):
+        order = scores[f"{weight}.weight"].flatten().argsort(stable=True)
+        assert torch.equal(order, one.flatten().argsort(stable=True))
+
+
+def test_the_flow_of_parts_that_read_each_other_is_what_the_model_gives() -> None:
+    def rounds(own: Any, x: Tensor) -> Tensor:
+        for _ in range(2 if x.sum() > 0 else 1):
+            x = own.other(own.inner(x))
+        return x
+
+    network = n2nfx.trace(looking(block(), rounds, other=block()), torch.rand(1, 4))
+    scores = SynFlow(density=1.0, rounds=1).score(network, Probe())
+    assert all(own.unique().numel() == own.numel() for own in scores.values())
+
+
+def test_synflow_is_refused_where_a_part_has_nothing_to_work_on() -> None:
+    network = n2nfx.trace(Heads(0.0), torch.rand(2, 4))
+    with pytest.raises(CannotOperate, match="no flow leads through second: for an input of ones"):
+        SynFlow(density=0.5).score(network, Probe())
 
 
 @pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp"])
