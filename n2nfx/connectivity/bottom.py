@@ -13,6 +13,7 @@ from n2nfx.seeds import generator
 
 TOLERANCE = 1e-10  # of a residual, in units of the largest eigenvalue
 _CHECK = 20  # steps between two looks
+_HALFWAY = MOST_STEPS // 2  # from here on, few pairs that are found will not become many
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +34,30 @@ class Bottom:
 def bottom(laplacian: Laplacian, count: int, seed: int) -> Bottom:
     """Up to `count` pairs, without the null space, those whose residuals are small only.
 
-    Where 400 steps do not find half of them, and the factor fits into 2 GiB, by shift-invert.
+    Where 400 steps do not find half of them, or 200 an eighth, and the factor fits into 2 GiB, by
+    shift-invert.
     """
     start = generator(seed, "bottom").standard_normal(laplacian.n)
     start = laplacian.project(start)
     limit = max(1, min(MOST_STEPS, laplacian.n - laplacian.components))
     tolerance = TOLERANCE * laplacian.largest
     run = Lanczos(laplacian.__matmul__, laplacian.project, start, limit)
+    invertible = fill(laplacian) <= LARGEST_FACTOR
     while True:
         run.extend(_CHECK)
         ritz = run.ritz()
         residuals = ritz.beyond * np.abs(ritz.vectors[-1, :count])
         if run.exhausted or (run.steps >= 2 * count and residuals.max() <= tolerance):
             break
-    found = int((residuals <= tolerance).sum())
-    if 2 * found < residuals.size and fill(laplacian) <= LARGEST_FACTOR:
+        if invertible and run.steps >= _HALFWAY and 8 * _small(residuals, tolerance) < count:
+            break
+    if invertible and 2 * _small(residuals, tolerance) < residuals.size:
         return _inverted(laplacian, start, count, 10 / max(float(ritz.values[0]), tolerance))
     return _verified(laplacian, ritz.vectors[:, :count].T @ run.basis, "lanczos")
+
+
+def _small(residuals: np.ndarray, tolerance: float) -> int:
+    return int((residuals <= tolerance).sum())
 
 
 def _inverted(laplacian: Laplacian, start: np.ndarray, count: int, pole: float) -> Bottom:
