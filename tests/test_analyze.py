@@ -47,6 +47,19 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return paths
 
 
+def test_channels_without_any_edge_are_told(tmp_path: Path) -> None:
+    blocks = [(0, 1, np.ones((6, 4))), (1, 2, np.zeros((5, 6)))]
+    path = tmp_path / "zero.npz"
+    graph = layered(SIZES, blocks)
+    graph.save(path)
+    (name,) = graph.edgeless
+    assert name == graph.groups[2].name
+    result = run(path)
+    assert f"no edge at all at {name}, where weights that are all zero lead" in " ".join(
+        result.output.split()
+    )
+
+
 def test_one_model_has_its_own_numbers() -> None:
     found = data("n2nfx:mlp", "--alpha", "none")
     assert found["schema"] == "n2nfx.analyze/1"

@@ -16,7 +16,7 @@ from n2nfx.connectivity.compare import Measured
 from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius
 from n2nfx.connectivity.scree import Scree
 
-_TOLD = 3  # hubs that are named
+_TOLD = 3  # hubs, and groups, that are named
 _UNITS = {
     "reference": "tau / smallest nonzero eigenvalue of {}, the same for all",
     "degree": "tau / mean degree, of each graph its own",
@@ -268,11 +268,20 @@ def _remarks(found: Study) -> Iterator[str]:
     for one in found.subjects:
         if one.graph.hubs:
             yield f"{printable(one.name)}: {_hubs(one.graph.hubs)}"
+        bare = one.graph.edgeless
+        if bare:
+            yield (
+                f"{printable(one.name)}: no edge at all at {_first(bare)}, where weights that are "
+                "all zero lead, as some are initialized: each channel is a component of its own"
+            )
 
 
 def _hubs(hubs: Sequence[str]) -> str:
-    told = ", ".join(map(printable, hubs[:_TOLD])) + (", ..." if len(hubs) > _TOLD else "")
-    return f"no rule for {len(hubs)} operations, a node of its own for each: {told}"
+    return f"no rule for {len(hubs)} operations, a node of its own for each: {_first(hubs)}"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:_TOLD])) + (", ..." if len(names) > _TOLD else "")
 
 
 def _numbers(values: Iterable[float]) -> list[str]:

@@ -139,7 +139,7 @@ def fill(laplacian: Laplacian) -> int:
 
 
 def _solved(lower: np.ndarray, x: np.ndarray, trans: int = 0) -> np.ndarray:
-    """inverse(L) x, or with `trans` inverse(L') x; the search for NaN is half of a vector's time."""
+    """inverse(L) x, or with `trans` inverse(L') x; a search for NaN is half of its time."""
     return solve_triangular(
         lower, x, lower=True, trans=trans, unit_diagonal=True, check_finite=False
     )

@@ -151,6 +151,15 @@ class ChannelGraph:
             found[source] += np.asarray(block.weights.sum(axis=0)).ravel()
         return found
 
+    @property
+    def edgeless(self) -> tuple[str, ...]:
+        """Names of the groups none of whose nodes has an edge."""
+        return tuple(
+            group.name
+            for place, group in enumerate(self.groups)
+            if group.size and not self.degrees[self.span(place)].any()
+        )
+
     def span(self, group: int) -> slice:
         """The nodes of a group."""
         return slice(self.starts[group], self.starts[group + 1])
