@@ -681,3 +681,36 @@ def test_a_weight_that_forward_changes_is_refused(change: Callable[[Tensor], obj
     model = Model(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     with pytest.raises(CannotOperate, match="forward changes the weight in place"):
         n2nfx.transform(model, density=0.5, example=torch.randn(1, 8))
+
+
+# What is replaced after tracing.
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        (nn.Linear(8, 7), r"^12.weight was 5x8, and is 7x8"),
+        (nn.Identity(), r"^12.weight is gone: 12 \(Identity\) has no weight"),
+        (nn.Sequential(nn.Linear(8, 5)), r"^12.weight is gone: 12 \(Sequential\) has no weight"),
+    ],
+)
+def test_a_layer_that_was_replaced_by_another_is_told(new: nn.Module, told: str) -> None:
+    network = with_skips()
+    network.module.set_submodule("12", new)
+    with pytest.raises(
+        CannotOperate, match=f"{told}.*; replace modules before tracing, and trace again"
+    ):
+        n2nfx.bake(network)
+    with pytest.raises(
+        CannotOperate, match=f"{told}.*; replace modules before tracing, and trace again"
+    ):
+        n2nfx.channel_graph(network)
+
+
+def test_a_branch_to_a_layer_that_was_replaced_says_that_it_may_have_been() -> None:
+    network = with_skips()
+    assert "12" in {skip.target for skip in network.skips}
+    network.module.set_submodule("12", nn.Linear(8, 7))
+    told = "a branch gives 5 and its target has 7.*layer that was replaced.*before tracing"
+    with pytest.raises(CannotOperate, match=told):
+        network.module(torch.rand(2, 3, 8, 8))

@@ -406,3 +406,55 @@ def test_weights_in_parts_are_scored(pruner: str) -> None:
     )  # fmt: skip
     assert outcome.counts.kept == round(0.4 * outcome.counts.reference)
     assert outcome.counts.skip == round(0.3 * outcome.counts.kept)
+
+
+def save(network: Network, to: Path) -> None:
+    Outcome(network, (), "").save(to / "out")
+
+
+USES: dict[str, Callable[[Network, Path], object]] = {
+    "save": save,
+    "bake": lambda network, _: n2nfx.bake(network),
+    "transform again": lambda network, _: n2nfx.Pipeline([])(network),
+    "channel_graph": lambda network, _: n2nfx.channel_graph(network),
+    "count_effective": lambda network, _: count_effective(network),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize(
+    ("path", "new", "told"),
+    [
+        ("head", nn.Identity(), "^head was a part with a graph of its own, and is Identity now"),
+        (
+            "backbone.body",
+            nn.Identity(),
+            r"body.0.weight is gone: backbone.body \(Identity\) has no",
+        ),
+        ("judge.0", nn.Linear(3, 7), "^judge.0.weight was 5x3, and is 7x3"),
+    ],
+    ids=["part", "in a part", "layer"],
+)
+def test_what_was_replaced_after_tracing_is_told(
+    outcome: Outcome, path: str, new: nn.Module, told: str, use: Any, tmp_path: Path
+) -> None:
+    outcome.network.module.set_submodule(path, new)
+    with pytest.raises(
+        CannotOperate, match=f"{told}.*; replace modules before tracing, and trace again"
+    ):
+        use(outcome.network, tmp_path)
+
+
+def test_a_part_is_told_to_be_gone_with_what_it_was_in() -> None:
+    network = n2nfx.trace(looking(looking(block())), torch.rand(1, 4))
+    assert parts(network) == ["inner.inner"]
+    network.module.set_submodule("inner", nn.Identity())
+    with pytest.raises(
+        CannotOperate, match=r"inner\.inner was a part.* inner \(Identity\) has no inner"
+    ):
+        network.text()
+    del network.module.inner
+    with pytest.raises(
+        CannotOperate, match=r"inner\.inner was a part.* the model \(Model\) has no inner"
+    ):
+        network.text()
