@@ -56,9 +56,8 @@ def _rebuild(
     """The network as the passes left it: the same graph, masks and weights still to come."""
     origin = plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
-        made = origin.name or f"the module {origin.module_class}"
         raise CannotOperate(
-            f"{path} was made from {made}, which must be handed in: load(..., model=)"
+            f"{path} was made from {origin.told}, which must be handed in: load(..., model=)"
         )
     try:
         network = _reference(plan, model, example)

@@ -236,6 +236,11 @@ class Origin:
     input_shape: tuple[int, ...] | None = None
     pretrained: bool = False
 
+    @property
+    def told(self) -> str:
+        """The name or the class, for a person; a module that was only traced has neither."""
+        return self.name or f"a module ({self.module_class or 'of no recorded class'})"
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
