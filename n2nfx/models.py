@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -23,8 +23,8 @@ from n2nfx import zoo as n2nfx_zoo
 from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean, first_line
 from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
 from n2nfx.seeds import derive
+from n2nfx.tracing.example import Example, call_of
 
-Example: TypeAlias = Tensor | tuple[Any, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 ZOOS = ("torchvision", "timm", "n2nfx")  # in the order in which a bare name is looked up
@@ -55,8 +55,8 @@ class Model:
     """A module to operate on, and how to call it.
 
     `name` is canonical ("torchvision:resnet50", "timm:...", "n2nfx:...", "path/net.py:build").
-    `example` is a real input with batch 1 (a file's own example keeps the batch it has): a
-    tensor, or the tuple of positional arguments. `notes` are sentences for a person. The module
+    `example` is a real input with batch 1, a tensor, or a tuple of several; a file's own example
+    is as it is: whatever can be traced. `notes` are sentences for a person. The module
     is in training mode, as its builder made it.
     """
 
@@ -390,7 +390,8 @@ def _from_file(canonical: str, num_classes: int | None, input_shape: Shape | Non
     result = function(**options)
     module, example = _module_and_example(canonical, result)
     if input_shape is not None:
-        _check_one_input(canonical, example)
+        if example is not None:
+            _check_one_input(canonical, module, example)
         return _Built(module, (input_shape,), notes=notes)
     if example is None:
         raise UsageError(
@@ -416,11 +417,11 @@ def _module_and_example(canonical: str, result: object) -> tuple[nn.Module, Exam
     if isinstance(result, nn.Module):
         return result, None
     match result:
-        case (nn.Module() as module, Tensor() | tuple() as example):
+        case (nn.Module() as module, Tensor() | tuple() | list() | Mapping() as example):
             return module, example
     raise CannotOperate(
         f"{canonical} returned {_kind(result)}; it must return an nn.Module, or (module, example) "
-        "with a tensor or the tuple of arguments as the example"
+        "with a tensor, several, or a mapping of tensors by name as the example"
     )
 
 
@@ -430,9 +431,10 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _check_one_input(canonical: str, example: Example | None) -> None:
-    if isinstance(example, tuple) and len(example) != 1:
+def _check_one_input(canonical: str, module: nn.Module, example: Example) -> None:
+    count = len(call_of(module, example).inputs)
+    if count != 1:
         raise UsageError(
-            f"input_shape gives one input, and the example of {canonical} has {len(example)}; "
+            f"input_shape gives one input, and the example of {canonical} has {count}; "
             "leave input_shape out"
         )

@@ -350,6 +350,34 @@ def test_a_list_of_pictures_is_an_example() -> None:
         n2nfx.trace(detector(), [torch.rand(3, 8, 8), torch.rand(3, 9, 9)])
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_list_of_pictures_can_be_one_argument_of_several(by_name: bool) -> None:
+    example: Any = [*pictures(2, *SIZES[0])]
+    example = {"images": example} if by_name else (example,)
+    (spec,) = n2nfx.trace(detector(), example).inputs
+    assert (spec.name, spec.shape, spec.by_name) == ("images", (2, 3, *SIZES[0]), by_name)
+
+
+@pytest.mark.parametrize(
+    ("example", "told"),
+    [
+        ([[torch.rand(3, 8, 8)]], "the example images must be tensors of one size"),
+        ([{"boxes": torch.rand(1, 4)}], "the example images must be tensors of one size"),
+        ([3], "the example images must be tensors of one size"),
+        ([torch.tensor(1.0)], "the example images must be tensors of one size"),
+        ([], "the example images must be tensors of one size"),
+        (3, "images is int, and must be a tensor with a batch dimension$"),
+        (
+            (pictures(1, 8, 8), [{"boxes": torch.rand(1, 4)}]),
+            "targets is list, and must be a tensor .*; it can be left out",
+        ),
+    ],
+)
+def test_what_is_no_example_is_told(example: Any, told: str) -> None:
+    with pytest.raises(CannotOperate, match=told):
+        n2nfx.trace(detector(), example)
+
+
 def test_part_samples_are_data_dependent() -> None:
     """The models of these tests could otherwise be graphs whole, and show nothing."""
     counts = {len(evaluated(part_samples.detector(), size)[0]["boxes"]) for size in SIZES}
