@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from n2nfx import artifact, models, recorded
+from n2nfx.atomic import as_path
 from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
 from n2nfx.graphmodule import graphs_of, parts_of, recompile
@@ -38,7 +39,7 @@ def load(
     that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
     must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model.
     """
-    path = Path(directory)
+    path = as_path(directory)
     found = recorded.read(path)
     plan = found.plan
     network = _rebuild(path, plan, model, example)

@@ -20,9 +20,16 @@ from torch import Tensor, nn
 
 from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
-from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean, first_line
+from n2nfx.errors import (
+    CannotOperate,
+    UsageError,
+    described,
+    did_you_mean,
+    first_line,
+    require_kind,
+)
 from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
-from n2nfx.seeds import derive
+from n2nfx.seeds import derive, require_seed
 from n2nfx.tracing.example import Example, call_of
 
 Shape: TypeAlias = tuple[int, ...]
@@ -95,6 +102,8 @@ def build(
     model the trained weights that are on this machine. Raises UsageError for a name that
     nobody has, CannotOperate for a model that cannot be built here or operated on.
     """
+    require_kind(name, str, "a model's name is text")
+    require_seed(seed)
     _check_numbers(num_classes, input_shape)
     with _quietly() as caught, _own_random_state(derive(seed, "model")):
         if ownfile.is_file(name):
@@ -142,13 +151,20 @@ def _matches(canonical: str, pattern: str) -> bool:
 
 
 def _check_numbers(num_classes: int | None, input_shape: tuple[int, ...] | None) -> None:
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"num_classes is {num_classes}, and must be 1 or more")
-    if input_shape is not None and (not input_shape or min(input_shape) < 1):
+    if num_classes is not None and not _is_count(num_classes):
+        raise UsageError(f"num_classes is {num_classes!r}, and must be a whole number, 1 or more")
+    if input_shape is None:
+        return
+    listed = isinstance(input_shape, tuple | list)
+    if not listed or not input_shape or not all(map(_is_count, input_shape)):
         raise UsageError(
-            f"input_shape is {tuple(input_shape)}, and must be positive sizes without the batch, "
+            f"input_shape is {input_shape!r}, and must be positive sizes without the batch, "
             "such as (3, 32, 32)"
         )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 # --- what surrounds every construction ---------------------------------------------------------

@@ -16,7 +16,8 @@ from torchvision.models import resnet18
 import n2nfx
 from n2nfx import artifact
 from n2nfx.bind import as_it_acts, bind, plain_state, unbind
-from n2nfx.errors import CannotOperate
+from n2nfx.connectivity import count_effective
+from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.masked import MASKED_CLASS, MaskedConv2d, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network
@@ -711,3 +712,11 @@ def test_a_branch_to_a_layer_that_was_replaced_says_that_it_may_have_been() -> N
     told = "a branch gives 5 and its target has 7.*layer that was replaced.*before tracing"
     with pytest.raises(CannotOperate, match=told):
         network.module(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("use", [n2nfx.bake, n2nfx.channel_graph, count_effective])
+def test_what_is_no_network_is_told(use: Any) -> None:
+    outcome = n2nfx.transform(convolutional(), density=0.5, example=random(*IMAGES))
+    told = "n2nfx.trace.* or an outcome's .network, not Outcome"
+    with pytest.raises(UsageError, match=told):
+        use(outcome)

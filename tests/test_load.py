@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import n2nfx
 from n2nfx import artifact
-from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError
+from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, UsageError
 from n2nfx.network import Network
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem
@@ -142,6 +142,14 @@ def test_a_module_of_no_recorded_class_is_said_to_be_one(tmp_path: Path) -> None
     made = r"made from a module \(of no recorded class\), which must be handed in"
     with pytest.raises(CannotOperate, match=f"{made}: load.*model="):
         n2nfx.load(tmp_path / "out")
+
+
+def test_what_is_no_path_is_told() -> None:
+    wrong: Any = None
+    with pytest.raises(UsageError, match="None is no path"):
+        small().save(wrong)
+    with pytest.raises(UsageError, match="None is no path"):
+        n2nfx.load(wrong)
 
 
 def test_a_file_that_an_artifact_names_is_never_run_by_loading(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -262,15 +263,24 @@ def test_the_mlp_has_its_input_and_behind_its_layers_classes() -> None:
         models.build("n2nfx:vgg19_cifar", input_shape=(784,))
 
 
-@pytest.mark.parametrize("shape", [(), (3, 0, 32), (-1,)])
-def test_an_impossible_input_shape_is_refused(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(), (3, 0, 32), (-1,), 3, "3,32,32", ("3", 32, 32), (1.5,)])
+def test_an_impossible_input_shape_is_refused(shape: Any) -> None:
     with pytest.raises(UsageError, match="must be positive sizes without the batch"):
         models.build("n2nfx:mlp", input_shape=shape)
 
 
-def test_an_impossible_number_of_classes_is_refused() -> None:
-    with pytest.raises(UsageError, match="num_classes is 0"):
-        models.build("n2nfx:vgg19_cifar", num_classes=0)
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "10", (10,)])
+def test_an_impossible_number_of_classes_is_refused(number: Any) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"num_classes is {number!r}, and must be")):
+        models.build("n2nfx:vgg19_cifar", num_classes=number)
+
+
+def test_what_is_no_name_or_seed_is_refused() -> None:
+    wrong: Any = None
+    with pytest.raises(UsageError, match="a model's name is text, not NoneType"):
+        models.build(wrong)
+    with pytest.raises(UsageError, match=r"a seed must be a whole number \(int\), not None"):
+        models.build("n2nfx:mlp", seed=wrong)
 
 
 # --- names that nobody has ---------------------------------------------------------------------
