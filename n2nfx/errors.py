@@ -47,6 +47,14 @@ def require_kind(value: object, kind: type | tuple[type, ...], wanted: str) -> N
         raise UsageError(f"{wanted}, not {found}")
 
 
+def kinds(value: object) -> str:
+    """A value's type, with those of the elements of a tuple or a list: `(Net, int)`."""
+    if not isinstance(value, tuple | list):
+        return type(value).__name__
+    inner = ", ".join(type(part).__name__ for part in value)
+    return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+
+
 def require_number(name: str, value: object) -> None:
     """Raise `UsageError` unless a value is a number, which True is not."""
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -26,6 +26,7 @@ from n2nfx.errors import (
     described,
     did_you_mean,
     first_line,
+    kinds,
     require_kind,
 )
 from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
@@ -436,15 +437,9 @@ def _module_and_example(canonical: str, result: object) -> tuple[nn.Module, Exam
         case (nn.Module() as module, Tensor() | tuple() | list() | Mapping() as example):
             return module, example
     raise CannotOperate(
-        f"{canonical} returned {_kind(result)}; it must return an nn.Module, or (module, example) "
+        f"{canonical} returned {kinds(result)}; it must return an nn.Module, or (module, example) "
         "with a tensor, several, or a mapping of tensors by name as the example"
     )
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(type(part).__name__ for part in value)})"
-    return type(value).__name__
 
 
 def _check_one_input(canonical: str, module: nn.Module, example: Example) -> None:
