@@ -577,13 +577,14 @@ def test_what_a_detector_finds_is_not_taken_for_logits(pruner: str) -> None:
 
 
 def test_the_targets_of_a_detector_are_no_batch_and_it_is_told_what_needs_none() -> None:
-    images: Any = part_samples.pictures(2, 16, 20)
-    found: Any = [{"boxes": torch.rand(1, 4), "labels": torch.ones(1)}] * 2
+    images = part_samples.pictures(2, 16, 20)
+    found = [{"boxes": torch.rand(1, 4), "labels": torch.ones(1)}] * 2
     network = n2nfx.trace(part_samples.detector(), images)
-    for given in (images, [*images]):
+    batches: list[Any] = [(images, found), ([*images], found)]
+    for wrong in batches:
         told = "a batch is .*, not .*list.*; random, magnitude and expander need no data"
         with pytest.raises(UsageError, match=told):
-            Pipeline([SNIP(density=0.5)])(network, Probe(batches=[(given, found)]))
+            Pipeline([SNIP(density=0.5)])(network, Probe(batches=[wrong]))
 
 
 def test_fewer_batches_than_asked_for_are_told() -> None:
