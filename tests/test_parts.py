@@ -366,10 +366,10 @@ def test_a_list_of_pictures_can_be_one_argument_of_several(by_name: bool) -> Non
         ([3], "the example images must be tensors of one size"),
         ([torch.tensor(1.0)], "the example images must be tensors of one size"),
         ([], "the example images must be tensors of one size"),
-        (3, "images is int, and must be a tensor with a batch dimension$"),
+        (3, "images must be a tensor with a batch dimension, not int$"),
         (
             (pictures(1, 8, 8), [{"boxes": torch.rand(1, 4)}]),
-            "targets is list, and must be a tensor .*; it can be left out",
+            "targets must be a tensor .*, not list; it can be left out",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def _as_tensor(name: str, value: Any, parameter: inspect.Parameter | None) -> Te
     kind = "a single number" if isinstance(value, Tensor) else type(value).__name__
     spare = parameter is not None and parameter.default is not parameter.empty
     raise CannotOperate(
-        f"the example input {name} is {kind}, and must be a tensor with a batch dimension"
+        f"the example input {name} must be a tensor with a batch dimension, not {kind}"
         f"{'; it can be left out' if spare else ''}"
     )
 
