@@ -36,6 +36,13 @@ class Kind:
     proof: tuple[str, ...]
 
 
+def as_path(place: object) -> Path:
+    """A place as a path; raises `UsageError` for what is none."""
+    if not isinstance(place, str | os.PathLike):
+        raise UsageError(f"{place!r} is no path")
+    return Path(place)
+
+
 def require_free(directory: Path, kind: Kind, force: bool) -> None:
     """Raise UsageError where `put` would: where something stands that it may not replace."""
     target = os.path.realpath(directory)

@@ -1,6 +1,6 @@
 """Batches of data as a pruner needs them: checked against the network, and the loss over them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate, UsageError, kinds
 from n2nfx.network import InputSpec, Network, Probe
 from n2nfx.tracing.values import tensors
 
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+
+_NO_DATA = "; random, magnitude and expander need no data"  # and can prune whatever has layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,9 @@ def _checked(network: Network, batch: Any) -> Batch:
         case (inputs, Tensor() as targets) if isinstance(inputs, Tensor | tuple | list):
             given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         case _:
-            raise UsageError("a batch is (inputs, targets), both of them tensors")
+            raise UsageError(
+                f"a batch is (inputs, targets), both of them tensors, not {kinds(batch)}{_NO_DATA}"
+            )
     if len(given) != len(network.inputs):
         raise CannotOperate(f"the network has {len(network.inputs)} inputs, the batch {len(given)}")
     for tensor, spec in zip(given, network.inputs, strict=True):
@@ -87,10 +91,16 @@ def cross_entropy(temperature: float = 1.0) -> Loss:
 
     The logits are the network's output, or the first tensor in it; the targets are labels, or
     probabilities of the logits' shape. Calling it raises `CannotOperate` for targets that do not
-    fit.
+    fit, and for what detectors give.
     """
 
     def loss(output: Any, targets: Tensor) -> Tensor:
+        if isinstance(output, list) and any(isinstance(found, Mapping) for found in output):
+            raise CannotOperate(
+                "cross entropy needs scores of classes, and the network gives a list of dicts with "
+                "what it found, as detectors do: give a loss of your own over that (loss= in "
+                f"Python){_NO_DATA}"
+            )
         logits = next(tensors(output), None)
         if logits is None:
             raise CannotOperate("the network's output has no tensor to take the loss of")

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import graphs_of, nodes_in, parts_of, recompile
+from n2nfx.intact import require_intact
 from n2nfx.masked import MASK, MASKED_CLASS, PLAIN_CLASS, MaskedStandardization, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Network
@@ -236,8 +237,10 @@ def _needed_no_more(module: fx.GraphModule) -> set[str]:
 def as_it_acts(network: Network) -> Network:
     """The network with the masks that act in its module, and the counts of its skips by them.
 
-    They are the network's own until a state with other masks is loaded into the module.
+    They are the network's own until a state with other masks is loaded into the module. Raises
+    `CannotOperate` where a layer or a part was replaced.
     """
+    require_intact(network)
     module, acting = network.module, masks_at_work(network.module)
     masks = Masks(
         {

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
-from numbers import Real
 from typing import Literal, Protocol, get_args
 
-from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+from n2nfx.errors import CannotOperate, UsageError, did_you_mean, require_number
 
 Method = Literal["uniform", "global", "er", "erk"]
 Floor = int | Literal["channels"]
@@ -86,7 +85,7 @@ def budget(density: float, total: int) -> int:
 
 def require_density(density: float) -> None:
     """Raise UsageError unless 0 < density <= 1."""
-    _check_number("density", density)
+    require_number("density", density)
     if not 0 < density <= 1:
         raise UsageError(f"density must be above 0 and at most 1, not {density}")
 
@@ -96,7 +95,7 @@ def split(budget: int, ratio: float) -> Split:
 
     The two add up to the budget exactly. Raises UsageError unless 0 <= ratio < 1.
     """
-    _check_number("ratio", ratio)
+    require_number("ratio", ratio)
     if not 0 <= ratio < 1:
         raise UsageError(f"the skip ratio must be at least 0 and below 1, not {ratio}")
     if budget < 0:
@@ -276,11 +275,6 @@ def _check_affordable(floor: int, sizes: Sequence[int], total: int) -> None:
         f"a floor of {floor} in {len(sizes)} layers needs {needed(floor)} weights and there are "
         f"{total}; the largest floor possible is {largest}, and 'channels' scales down by itself"
     )
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise UsageError(f"{name} must be a number, not {value!r}")
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Real
 
 
 class N2nfxError(Exception):
@@ -36,6 +37,28 @@ class RunFailed(N2nfxError):
     """Runs of a recipe that failed; the others were run all the same."""
 
     exit_code = 5
+
+
+def require_kind(value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise `UsageError` unless a value is of a kind; `wanted` is a sentence that says which."""
+    if not isinstance(value, kind):
+        name = type(value).__name__
+        found = f"the class {value.__name__}" if isinstance(value, type) else name
+        raise UsageError(f"{wanted}, not {found}")
+
+
+def kinds(value: object) -> str:
+    """A value's type, with those of the elements of a tuple or a list: `(Net, int)`."""
+    if not isinstance(value, tuple | list):
+        return type(value).__name__
+    inner = ", ".join(type(part).__name__ for part in value)
+    return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+
+
+def require_number(name: str, value: object) -> None:
+    """Raise `UsageError` unless a value is a number, which True is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UsageError(f"{name} must be a number, not {value!r}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -23,6 +23,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from n2nfx.errors import CannotOperate
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 WHOLE_MODEL = "whole_model"  # the name by which a graph calls the model as it is
@@ -184,14 +186,46 @@ def graphs_of(module: fx.GraphModule) -> tuple[fx.Graph, ...]:
     return (module.graph,) if training is None else (module.graph, training)
 
 
-def parts_of(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
-    """The module, its path empty, and every part inside of it, before those inside of that."""
-    yield "", module
+def parts_of(module: fx.GraphModule, at: str = "") -> Iterator[tuple[str, fx.GraphModule]]:
+    """The module, its path empty, and every part inside of it, before those inside of that.
+
+    `at` is the module's path, if it is in another. Raises `CannotOperate` where a part was replaced
+    by what has no graph.
+    """
+    yield at, module
     for path in dict.fromkeys(path for graph in graphs_of(module) for path in parts_in(graph)):
+        yield from parts_of(_part(module, path, at), join(at, path))
+
+
+def _part(module: fx.GraphModule, path: str, at: str) -> fx.GraphModule:
+    try:
         part = module.get_submodule(path)
-        assert isinstance(part, fx.GraphModule)
-        for inner, found in parts_of(part):
-            yield join(path, inner), found
+    except AttributeError:
+        now = missing(module, path, at)
+    else:
+        if isinstance(part, fx.GraphModule):
+            return part
+        now = f"is {type(part).__name__} now"
+    raise CannotOperate(f"{join(at, path)} was a part with a graph of its own, and {now}{REPLACED}")
+
+
+# What to do about it, as the end of an error.
+REPLACED = "; replace modules before tracing, and trace again"
+
+
+def missing(module: nn.Module, path: str, at: str = "") -> str:
+    """What is not there on the way to a module or parameter: `head (Identity) has no conv`.
+
+    The last name is taken to be missing where all before are there.
+    """
+    *way, last = path.split(".")
+    for name in way:
+        child = module._modules.get(name)
+        if child is None:
+            last = name
+            break
+        at, module = join(at, name), child
+    return f"{at or 'the model'} ({type(module).__name__}) has no {last}"
 
 
 def parts_in(graph: fx.Graph) -> Iterator[str]:

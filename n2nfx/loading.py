@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from n2nfx import artifact, models, recorded
+from n2nfx.atomic import as_path
 from n2nfx.bind import as_it_acts, bind, plain_state
 from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
 from n2nfx.graphmodule import graphs_of, parts_of, recompile
@@ -38,7 +39,7 @@ def load(
     that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
     must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model.
     """
-    path = Path(directory)
+    path = as_path(directory)
     found = recorded.read(path)
     plan = found.plan
     network = _rebuild(path, plan, model, example)
@@ -56,9 +57,8 @@ def _rebuild(
     """The network as the passes left it: the same graph, masks and weights still to come."""
     origin = plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
-        made = origin.name or f"the module {origin.module_class}"
         raise CannotOperate(
-            f"{path} was made from {made}, which must be handed in: load(..., model=)"
+            f"{path} was made from {origin.told}, which must be handed in: load(..., model=)"
         )
     try:
         network = _reference(plan, model, example)

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,11 +20,19 @@ from torch import Tensor, nn
 
 from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
-from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean, first_line
+from n2nfx.errors import (
+    CannotOperate,
+    UsageError,
+    described,
+    did_you_mean,
+    first_line,
+    kinds,
+    require_kind,
+)
 from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
-from n2nfx.seeds import derive
+from n2nfx.seeds import derive, require_seed
+from n2nfx.tracing.example import Example, call_of
 
-Example: TypeAlias = Tensor | tuple[Any, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 ZOOS = ("torchvision", "timm", "n2nfx")  # in the order in which a bare name is looked up
@@ -55,8 +63,8 @@ class Model:
     """A module to operate on, and how to call it.
 
     `name` is canonical ("torchvision:resnet50", "timm:...", "n2nfx:...", "path/net.py:build").
-    `example` is a real input with batch 1 (a file's own example keeps the batch it has): a
-    tensor, or the tuple of positional arguments. `notes` are sentences for a person. The module
+    `example` is a real input with batch 1, a tensor, or a tuple of several; a file's own example
+    is as it is: whatever can be traced. `notes` are sentences for a person. The module
     is in training mode, as its builder made it.
     """
 
@@ -95,6 +103,8 @@ def build(
     model the trained weights that are on this machine. Raises UsageError for a name that
     nobody has, CannotOperate for a model that cannot be built here or operated on.
     """
+    require_kind(name, str, "a model's name is text")
+    require_seed(seed)
     _check_numbers(num_classes, input_shape)
     with _quietly() as caught, _own_random_state(derive(seed, "model")):
         if ownfile.is_file(name):
@@ -142,13 +152,20 @@ def _matches(canonical: str, pattern: str) -> bool:
 
 
 def _check_numbers(num_classes: int | None, input_shape: tuple[int, ...] | None) -> None:
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"num_classes is {num_classes}, and must be 1 or more")
-    if input_shape is not None and (not input_shape or min(input_shape) < 1):
+    if num_classes is not None and not _is_count(num_classes):
+        raise UsageError(f"num_classes is {num_classes!r}, and must be a whole number, 1 or more")
+    if input_shape is None:
+        return
+    listed = isinstance(input_shape, tuple | list)
+    if not listed or not input_shape or not all(map(_is_count, input_shape)):
         raise UsageError(
-            f"input_shape is {tuple(input_shape)}, and must be positive sizes without the batch, "
+            f"input_shape is {input_shape!r}, and must be positive sizes without the batch, "
             "such as (3, 32, 32)"
         )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 # --- what surrounds every construction ---------------------------------------------------------
@@ -390,7 +407,8 @@ def _from_file(canonical: str, num_classes: int | None, input_shape: Shape | Non
     result = function(**options)
     module, example = _module_and_example(canonical, result)
     if input_shape is not None:
-        _check_one_input(canonical, example)
+        if example is not None:
+            _check_one_input(canonical, module, example)
         return _Built(module, (input_shape,), notes=notes)
     if example is None:
         raise UsageError(
@@ -416,23 +434,18 @@ def _module_and_example(canonical: str, result: object) -> tuple[nn.Module, Exam
     if isinstance(result, nn.Module):
         return result, None
     match result:
-        case (nn.Module() as module, Tensor() | tuple() as example):
+        case (nn.Module() as module, Tensor() | tuple() | list() | Mapping() as example):
             return module, example
     raise CannotOperate(
-        f"{canonical} returned {_kind(result)}; it must return an nn.Module, or (module, example) "
-        "with a tensor or the tuple of arguments as the example"
+        f"{canonical} returned {kinds(result)}; it must return an nn.Module, or (module, example) "
+        "with a tensor, several, or a mapping of tensors by name as the example"
     )
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(type(part).__name__ for part in value)})"
-    return type(value).__name__
-
-
-def _check_one_input(canonical: str, example: Example | None) -> None:
-    if isinstance(example, tuple) and len(example) != 1:
+def _check_one_input(canonical: str, module: nn.Module, example: Example) -> None:
+    count = len(call_of(module, example).inputs)
+    if count != 1:
         raise UsageError(
-            f"input_shape gives one input, and the example of {canonical} has {len(example)}; "
+            f"input_shape gives one input, and the example of {canonical} has {count}; "
             "leave input_shape out"
         )

@@ -10,9 +10,10 @@ from torch import Tensor, fx
 
 from n2nfx.budget import Allocation
 from n2nfx.errors import CannotOperate as CannotOperate
-from n2nfx.errors import UsageError
+from n2nfx.errors import UsageError, require_kind
 from n2nfx.graphmodule import graphs_of, parts_of
 from n2nfx.masks import Masks, Ranking
+from n2nfx.seeds import require_seed
 
 INPUT = "input"  # the name of l = 0, the network's input, as the source of a skip
 
@@ -236,6 +237,11 @@ class Origin:
     input_shape: tuple[int, ...] | None = None
     pretrained: bool = False
 
+    @property
+    def told(self) -> str:
+        """The name or the class, for a person; a module that was only traced has neither."""
+        return self.name or f"a module ({self.module_class or 'of no recorded class'})"
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -391,5 +397,7 @@ class Probe:
     loss: Callable[[Any, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int:
-            raise UsageError(f"a seed must be a whole number (int), not {self.seed!r}")
+        require_seed(self.seed)
+        require_kind(self.batches, Sequence, "batches are a list of (inputs, targets)")
+        if self.loss is not None and not callable(self.loss):
+            raise UsageError(f"a loss must be a function of (output, targets), not {self.loss!r}")

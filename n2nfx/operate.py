@@ -106,11 +106,11 @@ def transform(
     if skip_ratio != 0 and control != "sequential":
         steps.append(skips)
     steps += CONTROLS[control]
+    probe = Probe(seed=seed, batches=tuple(batches), loss=loss)
     network = network_of(
         model, example=example, seed=seed, num_classes=num_classes, input_shape=input_shape,
         pretrained="yes" if pretrained else "no",
     )  # fmt: skip
-    probe = Probe(seed=seed, batches=tuple(batches), loss=loss)
     return apply(steps, network, probe)  # nobody else holds this network
 
 
@@ -127,7 +127,6 @@ def _arguments(pruner: str) -> set[str]:
 
 
 def _require_known(what: str, name: str, known: Mapping[str, object]) -> None:
-    if name not in known:
-        raise UsageError(
-            f"there is no {what} {name!r}{did_you_mean(name, known)}; there is {', '.join(known)}"
-        )
+    if name not in list(known):  # what has no hash is in none
+        near = did_you_mean(str(name), known)
+        raise UsageError(f"there is no {what} {name!r}{near}; there is {', '.join(known)}")

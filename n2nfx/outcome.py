@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from n2nfx import artifact
+from n2nfx.atomic import as_path
 from n2nfx.bind import as_it_acts, plain_state
 from n2nfx.network import Network, Step
 from n2nfx.plan import Counts, Plan, count, make_plan
@@ -37,7 +38,8 @@ class Outcome:
 
         Gives the files written. Nothing stands under the final name unless all of it does.
         """
+        path = as_path(directory)
         network = as_it_acts(self.network)
         plan = make_plan(network, self.graph_sha256).model_dump(mode="json")
         state = plain_state(network.module)
-        return artifact.write(Path(directory), plan, state, network.masks, force=force)
+        return artifact.write(path, plan, state, network.masks, force=force)

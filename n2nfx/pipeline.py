@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from n2nfx.bind import as_it_acts, bind, unbind, zero_masked
-from n2nfx.errors import CannotOperate, N2nfxError, UsageError
+from n2nfx.errors import CannotOperate, N2nfxError, UsageError, require_kind
 from n2nfx.graphmodule import HOOKS, graphs_of, judged_parts, nodes_in, parts_of, recompile
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
@@ -213,11 +213,10 @@ class Pipeline:
         the seed (0 unless given). Raises `CannotOperate` when a pass cannot do its job here,
         `BrokenInvariant` when one broke its promise.
         """
-        if not isinstance(network, Network):
-            raise UsageError(
-                f"a pipeline operates on a network, n2nfx.trace(module, example), not on a "
-                f"{type(network).__name__}"
-            )
+        wanted = "a pipeline operates on a network, n2nfx.trace(module, example)"
+        require_kind(network, Network, wanted)
+        if probe is not None:
+            require_kind(probe, Probe, "a probe is an n2nfx.Probe")
         if probe is not None and seed is not None:
             raise UsageError("the seed is the probe's; give one or the other")
         return apply(self.passes, _own(network), probe or Probe(seed=0 if seed is None else seed))

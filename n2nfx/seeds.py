@@ -4,6 +4,14 @@ import hashlib
 
 import numpy as np
 
+from n2nfx.errors import UsageError
+
+
+def require_seed(seed: object) -> None:
+    """Raise `UsageError` unless a seed is a whole number."""
+    if type(seed) is not int:
+        raise UsageError(f"a seed must be a whole number (int), not {seed!r}")
+
 
 def derive(seed: int, *names: str) -> int:
     """A 64-bit seed for one named purpose; other names or another seed give an unrelated one."""

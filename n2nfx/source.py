@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from n2nfx import models
-from n2nfx.errors import UsageError
+from n2nfx.errors import UsageError, require_kind
 from n2nfx.network import Network, Origin
 from n2nfx.pretrained import Pretrained
 from n2nfx.tracing import record, trace
@@ -46,8 +46,11 @@ def network_of(
                 pretrained=pretrained != "no",
             ),
         )
+    require_kind(model, nn.Module, "a model is a name or an nn.Module")
     if pretrained != "no":
         raise UsageError("a module has the weights that it has; pretrained is for a model's name")
+    if num_classes is not None or input_shape is not None:
+        raise UsageError("num_classes and input_shape are for a model's name; a module is as it is")
     if example is None:
         raise UsageError("a module needs an example input: example=torch.randn(1, 3, 224, 224)")
     made_of = f"{type(model).__module__}.{type(model).__qualname__}"

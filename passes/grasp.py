@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from n2nfx.batches import Batch, Loss, cross_entropy
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate, UsageError, require_number
 from n2nfx.network import Network, Probe
 from n2nfx.pruning import DataPruning
 from n2nfx.saliency import Workbench, checked, shares
@@ -31,7 +31,8 @@ class GraSP(DataPruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
+        require_number("temperature", self.temperature)
+        if not 0 < self.temperature < float("inf"):
             raise UsageError(f"temperature must be a positive number, not {self.temperature!r}")
 
     def score(self, network: Network, probe: Probe) -> Mapping[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from n2nfx.budget import budget
+from n2nfx.errors import UsageError
 from n2nfx.network import Network, Probe
 from n2nfx.pruning import DataPruning, require_count
 from n2nfx.rounds import MOST_ROUNDS, exponential, rank_in_rounds
@@ -31,6 +32,8 @@ class IterativeSNIP(DataPruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("rounds", self.rounds, MOST_ROUNDS)
+        if type(self.revive) is not bool:
+            raise UsageError(f"revive must be True or False, not {self.revive!r}")
 
     def score(self, network: Network, probe: Probe) -> Mapping[str, Tensor]:
         batches, loss = self.data(network, probe)

@@ -16,7 +16,8 @@ from torchvision.models import resnet18
 import n2nfx
 from n2nfx import artifact
 from n2nfx.bind import as_it_acts, bind, plain_state, unbind
-from n2nfx.errors import CannotOperate
+from n2nfx.connectivity import count_effective
+from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.masked import MASKED_CLASS, MaskedConv2d, MaskedWeight
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network
@@ -681,3 +682,41 @@ def test_a_weight_that_forward_changes_is_refused(change: Callable[[Tensor], obj
     model = Model(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     with pytest.raises(CannotOperate, match="forward changes the weight in place"):
         n2nfx.transform(model, density=0.5, example=torch.randn(1, 8))
+
+
+# What is replaced after tracing.
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        (nn.Linear(8, 7), r"^12.weight was 5x8, and is 7x8"),
+        (nn.Identity(), r"^12.weight is gone: 12 \(Identity\) has no weight"),
+        (nn.Sequential(nn.Linear(8, 5)), r"^12.weight is gone: 12 \(Sequential\) has no weight"),
+    ],
+)
+def test_a_layer_that_was_replaced_by_another_is_told(new: nn.Module, told: str) -> None:
+    network = with_skips()
+    network.module.set_submodule("12", new)
+    told = f"{told}.*; replace modules before tracing, and trace again"
+    with pytest.raises(CannotOperate, match=told):
+        n2nfx.bake(network)
+    with pytest.raises(CannotOperate, match=told):
+        n2nfx.channel_graph(network)
+
+
+def test_a_branch_to_a_layer_that_was_replaced_says_that_it_may_have_been() -> None:
+    network = with_skips()
+    assert "12" in {skip.target for skip in network.skips}
+    network.module.set_submodule("12", nn.Linear(8, 7))
+    told = "a branch gives 5 and its target has 7.*layer that was replaced.*before tracing"
+    with pytest.raises(CannotOperate, match=told):
+        network.module(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("use", [n2nfx.bake, n2nfx.channel_graph, count_effective])
+def test_what_is_no_network_is_told(use: Any) -> None:
+    outcome = n2nfx.transform(convolutional(), density=0.5, example=random(*IMAGES))
+    told = "n2nfx.trace.* or an outcome's .network, not Outcome"
+    with pytest.raises(UsageError, match=told):
+        use(outcome)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,22 @@ def test_times_that_cannot_be(times: object, told: str) -> None:
         compare(dense(), dense(), times)  # pyright: ignore[reportArgumentType]
 
 
+def test_what_is_no_graph_is_told() -> None:
+    wrong: Any = None
+    for pair in ((wrong, dense()), (dense(), wrong)):
+        with pytest.raises(n2nfx.UsageError, match=r"n2nfx\.channel_graph.*, not NoneType"):
+            compare(*pair)
+
+
 def test_tau_and_threshold_that_cannot_be() -> None:
+    wrong: Any = 3
+    text: Any = "3"
+    with pytest.raises(n2nfx.UsageError, match="tau must be one or more numbers in a row, not 3"):
+        compare(dense(), dense(), tau=wrong)
+    with pytest.raises(n2nfx.UsageError, match="times must be one or more numbers in a row, not 3"):
+        compare(dense(), dense(), wrong)
+    with pytest.raises(n2nfx.UsageError, match="threshold must be a number, not '3'"):
+        compare(dense(), dense(), threshold=text)
     with pytest.raises(n2nfx.UsageError, match="tau must be finite"):
         compare(dense(), dense(), tau=(-1,))
     with pytest.raises(n2nfx.UsageError, match="threshold must be between"):

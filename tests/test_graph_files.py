@@ -302,6 +302,14 @@ def test_an_unknown_ending_is_told(graph: ChannelGraph, tmp_path: Path) -> None:
         n2nfx.load_graph(tmp_path / "g")
 
 
+def test_what_is_no_path_is_told(graph: ChannelGraph) -> None:
+    wrong: Any = None
+    with pytest.raises(UsageError, match="None is no path"):
+        graph.save(wrong)
+    with pytest.raises(UsageError, match="None is no path"):
+        n2nfx.load_graph(wrong)
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(
     graph: ChannelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

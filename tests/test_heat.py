@@ -1,5 +1,7 @@
 """Heat over channel graphs: conserved, bounded, and never further off than its certificate."""
 
+from typing import Any
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -461,6 +463,11 @@ class TestBadInput:
         with pytest.raises(UsageError, match="tolerance must be positive"):
             self.graph.heat(1.0, tol)
 
+    @pytest.mark.parametrize("tol", [None, "1", [1e-10]])
+    def test_tolerance_that_is_no_number(self, tol: Any) -> None:
+        with pytest.raises(UsageError, match="the tolerance must be a number, not"):
+            self.graph.heat(1.0, tol)
+
     def test_method(self) -> None:
         with pytest.raises(UsageError, match=r"no method 'lancsoz'.*did you mean lanczos"):
             self.graph.heat(1.0, method="lancsoz")  # pyright: ignore[reportArgumentType]
@@ -468,6 +475,8 @@ class TestBadInput:
     def test_sources(self) -> None:
         with pytest.raises(UsageError, match=r"shape \(2,\); the graph has 13 nodes"):
             self.graph.heat(1.0, sources=[1, 0])
+        with pytest.raises(UsageError, match="sources must be numbers"):
+            self.graph.heat(1.0, sources="input")
         with pytest.raises(UsageError, match="indicator"):
             self.graph.heat(1.0, sources=np.full(13, 0.5))
         with pytest.raises(UsageError, match="nothing is a source"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import n2nfx
 from n2nfx import artifact
-from n2nfx.errors import DamagedFile, N2nfxError
+from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, UsageError
 from n2nfx.network import Network
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem
@@ -131,8 +131,25 @@ def test_the_plan_says_how_it_was_made(tmp_path: Path) -> None:
 
 def test_a_module_must_be_handed_in_again_and_the_error_says_so(tmp_path: Path) -> None:
     small().save(tmp_path / "out")
-    with pytest.raises(N2nfxError, match="model="):
+    made = r"made from a module \(torch.nn.modules.container.Sequential\), which must be handed in"
+    with pytest.raises(CannotOperate, match=f"{made}: load.*model="):
         n2nfx.load(tmp_path / "out")
+
+
+def test_a_module_of_no_recorded_class_is_said_to_be_one(tmp_path: Path) -> None:
+    network = n2nfx.trace(chain(), IMAGE)
+    Pipeline([RandomPruning(0.3)])(network).save(tmp_path / "out")
+    made = r"made from a module \(of no recorded class\), which must be handed in"
+    with pytest.raises(CannotOperate, match=f"{made}: load.*model="):
+        n2nfx.load(tmp_path / "out")
+
+
+def test_what_is_no_path_is_told() -> None:
+    wrong: Any = None
+    with pytest.raises(UsageError, match="None is no path"):
+        small().save(wrong)
+    with pytest.raises(UsageError, match="None is no path"):
+        n2nfx.load(wrong)
 
 
 def test_a_file_that_an_artifact_names_is_never_run_by_loading(tmp_path: Path) -> None:

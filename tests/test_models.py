@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import n2nfx
 from n2nfx import models
 from n2nfx.errors import CannotOperate, UsageError
 
@@ -156,6 +158,7 @@ def test_no_name_of_ours_hides_behind_another_zoos() -> None:
 def test_only_the_zoo_that_is_needed_is_imported() -> None:
     code = """
 import sys
+import n2nfx
 from n2nfx import models
 models.build("mlp"), models.build("n2nfx:vgg19_cifar")
 print([zoo for zoo in ("torchvision", "timm") if zoo in sys.modules])
@@ -260,15 +263,24 @@ def test_the_mlp_has_its_input_and_behind_its_layers_classes() -> None:
         models.build("n2nfx:vgg19_cifar", input_shape=(784,))
 
 
-@pytest.mark.parametrize("shape", [(), (3, 0, 32), (-1,)])
-def test_an_impossible_input_shape_is_refused(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(), (3, 0, 32), (-1,), 3, "3,32,32", ("3", 32, 32), (1.5,)])
+def test_an_impossible_input_shape_is_refused(shape: Any) -> None:
     with pytest.raises(UsageError, match="must be positive sizes without the batch"):
         models.build("n2nfx:mlp", input_shape=shape)
 
 
-def test_an_impossible_number_of_classes_is_refused() -> None:
-    with pytest.raises(UsageError, match="num_classes is 0"):
-        models.build("n2nfx:vgg19_cifar", num_classes=0)
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "10", (10,)])
+def test_an_impossible_number_of_classes_is_refused(number: Any) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"num_classes is {number!r}, and must be")):
+        models.build("n2nfx:vgg19_cifar", num_classes=number)
+
+
+def test_what_is_no_name_or_seed_is_refused() -> None:
+    wrong: Any = None
+    with pytest.raises(UsageError, match="a model's name is text, not NoneType"):
+        models.build(wrong)
+    with pytest.raises(UsageError, match=r"a seed must be a whole number \(int\), not None"):
+        models.build("n2nfx:mlp", seed=wrong)
 
 
 # --- names that nobody has ---------------------------------------------------------------------
@@ -413,7 +425,7 @@ def wrong():
     return 3
 
 def wrong_example():
-    return Net(), [1, 2]
+    return Net(), 3
 
 def raising():
     x = 1
@@ -427,6 +439,12 @@ def talking():
     print("hello")
     warnings.warn("mind the gap")
     return build()
+
+def with_a_list():
+    return Net(), [torch.ones(2, 6)]
+
+def by_name():
+    return Net(), {"x": torch.ones(2, 6)}
 
 number = 5
 """
@@ -446,6 +464,29 @@ def test_a_function_in_a_file_returns_a_module_and_its_example(net: str) -> None
     assert example_shape(model) == (2, 6)
     assert forward(model).shape == (2, 4)
     assert model.notes == ()
+
+
+@pytest.mark.parametrize(("function", "by_name"), [("with_a_list", False), ("by_name", True)])
+def test_the_example_of_a_file_is_whatever_can_be_traced(
+    function: str, by_name: bool, net: str
+) -> None:
+    (spec,) = n2nfx.transform(f"{net}:{function}", density=0.5).network.inputs
+    assert (spec.name, spec.shape, spec.by_name) == ("x", (2, 6), by_name)
+    assert example_shape(models.build(f"{net}:{function}", input_shape=(6,))) == (1, 6)
+
+
+def test_a_detector_in_a_file_brings_a_list_of_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from part_samples import detector, pictures\n"
+        "def build():\n    return detector(), [*pictures(2, 16, 20)]\n"
+    )
+    outcome = n2nfx.transform(f"{file}:build", density=0.5, skip_ratio=0.3)
+    assert [spec.shape for spec in outcome.network.inputs] == [(2, 3, 16, 20)]
+    outcome.save(tmp_path / "out")
+    assert n2nfx.load(tmp_path / "out", f"{file}:build").inputs == outcome.network.inputs
+    model = models.build(f"{file}:build", input_shape=(3, 8, 8))
+    assert example_shape(model) == (1, 3, 8, 8)
 
 
 def test_a_relative_path_stays_relative_in_the_canonical_name(
@@ -565,7 +606,7 @@ def test_a_file_that_cannot_be_loaded_is_refused_with_file_and_line(
 
 
 @pytest.mark.parametrize(
-    ("function", "returned"), [("wrong", "int"), ("wrong_example", r"\(Net, list\)")]
+    ("function", "returned"), [("wrong", "int"), ("wrong_example", r"\(Net, int\)")]
 )
 def test_a_function_that_returns_something_else_is_refused(
     function: str, returned: str, net: str

@@ -350,6 +350,34 @@ def test_a_list_of_pictures_is_an_example() -> None:
         n2nfx.trace(detector(), [torch.rand(3, 8, 8), torch.rand(3, 9, 9)])
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_list_of_pictures_can_be_one_argument_of_several(by_name: bool) -> None:
+    example: Any = [*pictures(2, *SIZES[0])]
+    example = {"images": example} if by_name else (example,)
+    (spec,) = n2nfx.trace(detector(), example).inputs
+    assert (spec.name, spec.shape, spec.by_name) == ("images", (2, 3, *SIZES[0]), by_name)
+
+
+@pytest.mark.parametrize(
+    ("example", "told"),
+    [
+        ([[torch.rand(3, 8, 8)]], "the example images must be tensors of one size"),
+        ([{"boxes": torch.rand(1, 4)}], "the example images must be tensors of one size"),
+        ([3], "the example images must be tensors of one size"),
+        ([torch.tensor(1.0)], "the example images must be tensors of one size"),
+        ([], "the example images must be tensors of one size"),
+        (3, "images must be a tensor with a batch dimension, not int$"),
+        (
+            (pictures(1, 8, 8), [{"boxes": torch.rand(1, 4)}]),
+            "targets must be a tensor .*, not list; it can be left out",
+        ),
+    ],
+)
+def test_what_is_no_example_is_told(example: Any, told: str) -> None:
+    with pytest.raises(CannotOperate, match=told):
+        n2nfx.trace(detector(), example)
+
+
 def test_part_samples_are_data_dependent() -> None:
     """The models of these tests could otherwise be graphs whole, and show nothing."""
     counts = {len(evaluated(part_samples.detector(), size)[0]["boxes"]) for size in SIZES}
@@ -451,3 +479,52 @@ def test_weights_in_parts_are_scored(pruner: str) -> None:
     )  # fmt: skip
     assert outcome.counts.kept == round(0.4 * outcome.counts.reference)
     assert outcome.counts.skip == round(0.3 * outcome.counts.kept)
+
+
+def save(network: Network, to: Path) -> None:
+    Outcome(network, (), "").save(to / "out")
+
+
+USES: dict[str, Callable[[Network, Path], object]] = {
+    "save": save,
+    "bake": lambda network, _: n2nfx.bake(network),
+    "transform again": lambda network, _: n2nfx.Pipeline([])(network),
+    "channel_graph": lambda network, _: n2nfx.channel_graph(network),
+    "count_effective": lambda network, _: count_effective(network),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize(
+    ("path", "new", "told"),
+    [
+        ("head", nn.Identity(), "^head was a part with a graph of its own, and is Identity now"),
+        (
+            "backbone.body",
+            nn.Identity(),
+            r"body.0.weight is gone: backbone.body \(Identity\) has no",
+        ),
+        ("judge.0", nn.Linear(3, 7), "^judge.0.weight was 5x3, and is 7x3"),
+    ],
+    ids=["part", "in a part", "layer"],
+)
+def test_what_was_replaced_after_tracing_is_told(
+    outcome: Outcome, path: str, new: nn.Module, told: str, use: Any, tmp_path: Path
+) -> None:
+    outcome.network.module.set_submodule(path, new)
+    told = f"{told}.*; replace modules before tracing, and trace again"
+    with pytest.raises(CannotOperate, match=told):
+        use(outcome.network, tmp_path)
+
+
+def test_a_part_is_told_to_be_gone_with_what_it_was_in() -> None:
+    network = n2nfx.trace(looking(looking(block())), torch.rand(1, 4))
+    assert parts(network) == ["inner.inner"]
+    network.module.set_submodule("inner", nn.Identity())
+    told = r"^inner\.inner was a part.*, and inner \(Identity\) has no inner; replace"
+    with pytest.raises(CannotOperate, match=told):
+        network.text()
+    del network.module.inner
+    told = r"^inner\.inner was a part.*, and the model \(Model\) has no inner; replace"
+    with pytest.raises(CannotOperate, match=told):
+        network.text()

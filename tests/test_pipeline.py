@@ -439,6 +439,16 @@ def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
         Probe(seed=seed)
 
 
+def test_what_is_no_probe_is_refused() -> None:
+    wrong: Any = 3
+    with pytest.raises(UsageError, match=r"a probe is an n2nfx\.Probe, not int"):
+        Pipeline([RandomPruning(0.5)])(chain(), wrong)
+    with pytest.raises(UsageError, match=r"batches are a list of \(inputs, targets\), not int"):
+        Probe(batches=wrong)
+    with pytest.raises(UsageError, match=r"a loss must be a function of .*, not 3"):
+        Probe(loss=wrong)
+
+
 @pytest.mark.parametrize("passes", [RandomPruning(0.5), [RandomPruning], ["random"], RandomPruning])
 def test_what_is_no_list_of_passes_is_refused(passes: Any) -> None:
     with pytest.raises(UsageError, match="list of passes"):

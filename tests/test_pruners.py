@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
+import part_samples
 import pytest
 import torch
 from samples import Model
@@ -557,6 +558,33 @@ INPUTS, TARGETS = batch()
 def test_a_batch_that_does_not_fit_is_told(data: Any, error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         of_snip(mlp(), data)
+
+
+@pytest.mark.parametrize("pruner", ["snip", "iterative-snip", "grasp"])
+def test_what_a_detector_finds_is_not_taken_for_logits(pruner: str) -> None:
+    images = part_samples.pictures(2, 16, 20)
+    options: dict[str, Any] = {"density": 0.5, "pruner": pruner, "example": images}
+    data = images, torch.tensor([0, 1])
+    told = r"gives a list of dict.*as detectors do.*; random, magnitude and expander need no data"
+    with pytest.raises(CannotOperate, match=told):
+        n2nfx.transform(part_samples.detector(), batch=data, **options)
+
+    def scores(output: Any, _: Tensor) -> Tensor:
+        return torch.cat([found["scores"] for found in output]).mean()
+
+    outcome = n2nfx.transform(part_samples.detector(), batch=data, loss=scores, **options)
+    assert outcome.network.nnz == round(0.5 * outcome.network.size)
+
+
+def test_the_targets_of_a_detector_are_no_batch_and_it_is_told_what_needs_none() -> None:
+    images = part_samples.pictures(2, 16, 20)
+    found = [{"boxes": torch.rand(1, 4), "labels": torch.ones(1)}] * 2
+    network = n2nfx.trace(part_samples.detector(), images)
+    batches: list[Any] = [(images, found), ([*images], found)]
+    for wrong in batches:
+        told = "a batch is .*, not .*list.*; random, magnitude and expander need no data"
+        with pytest.raises(UsageError, match=told):
+            Pipeline([SNIP(density=0.5)])(network, Probe(batches=[wrong]))
 
 
 def test_fewer_batches_than_asked_for_are_told() -> None:

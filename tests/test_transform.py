@@ -121,8 +121,12 @@ def test_a_function_in_a_file_of_ones_own_is_a_model(tmp_path: Path) -> None:
 # What cannot be
 
 
+def of(model: Any, **options: Any) -> Callable[[], object]:
+    return lambda: transform(model, **{"density": 0.3, **options})
+
+
 def with_module(**options: Any) -> Callable[[], object]:
-    return lambda: transform(small(), **{"density": 0.3, "example": EXAMPLE, **options})
+    return of(small(), **{"example": EXAMPLE, **options})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +149,20 @@ def with_module(**options: Any) -> Callable[[], object]:
         (with_module(ends="open"), "ends"),
         (with_module(skip_ratio=0.0, kernel=2), "kernel"),
         (with_module(example=None), "example"),
+        (with_module(pruner=None), "no pruner None"),
+        (with_module(control=["shuffle"]), "no control ['shuffle']"),
+        (with_module(seed=1.5), "a seed must be a whole number (int), not 1.5"),
+        (with_module(seed=None), "a seed must be a whole number (int), not None"),
+        (with_module(loss="mse"), "a loss must be a function of (output, targets), not 'mse'"),
+        (with_module(num_classes=10), "num_classes and input_shape are for a model's name"),
+        (with_module(input_shape=(3, 8, 8)), "num_classes and input_shape are for a model's name"),
+        (with_module(pruner="iterative-snip", revive=1), "revive must be True or False, not 1"),
+        (with_module(pruner="grasp", temperature="1"), "temperature must be a number, not '1'"),
+        (of(None), "a model is a name or an nn.Module, not NoneType"),
+        (of(small), "a name or an nn.Module, not function"),
+        (of(nn.Linear), "a name or an nn.Module, not the class Linear"),
+        (of("n2nfx:mlp", num_classes="10"), "num_classes is '10'"),
+        (of("n2nfx:mlp", input_shape=3), "input_shape is 3"),
         (lambda: transform("resnet5", density=0.5), "resnet50"),
         (lambda: transform("n2nfx:mpl", density=0.5), "did you mean"),
     ],

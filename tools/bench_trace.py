@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -44,8 +45,8 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(name: str, rounds: int) -> tuple[int, float, float]:
     """Nodes of our graph, and the median seconds of each tracer, export first."""
     built = models.build(name)
-    example = built.example if isinstance(built.example, tuple) else (built.example,)
-    example = tuple(torch.cat((one, one)) for one in example)  # export specialises a batch of 1
+    one: Any = built.example if isinstance(built.example, tuple) else (built.example,)
+    example = tuple(torch.cat((x, x)) for x in one)  # export specialises a batch of 1
     model = built.module.eval()
     theirs: list[float] = []
     ours: list[float] = []

@@ -50,8 +50,9 @@ def _rebuild(directory: Path, found: "Recorded", model: str | None) -> None:
 
     origin = found.plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
-        made = origin.name or f"a module ({origin.module_class or 'of no recorded class'})"
-        raise UsageError(f"{directory}: was made from {made}; hand it in: --model file.py:function")
+        raise UsageError(
+            f"{directory}: was made from {origin.told}; hand it in: --model file.py:function"
+        )
     with narrated():
         network = load(directory, model)
     if count(network) != found.plan.counts:

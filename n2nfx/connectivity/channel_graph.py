@@ -21,6 +21,7 @@ from n2nfx.connectivity.values import Value
 from n2nfx.connectivity.weights import Use
 from n2nfx.errors import CannotOperate, UsageError, did_you_mean
 from n2nfx.graphmodule import graphs_of
+from n2nfx.intact import require_intact
 from n2nfx.network import Network
 from n2nfx.tracing.layers import nodes_of
 from n2nfx.tracing.ops import kind_of, name_of
@@ -45,7 +46,8 @@ def channel_graph(
     An operation without a rule is a node of its own, named in `.hubs`; `strict` refuses it. Of a
     model that does something else in training, the graph that runs more layers is taken. Raises
     `UsageError` for an unknown option, and `CannotOperate` for weights that are not finite, a
-    graph without shapes, and hubs if `strict`. Source: section 3.2 of the paper.
+    graph without shapes, a layer or a part that was replaced, and hubs if `strict`. Source:
+    section 3.2 of the paper.
     """
     _require_one_of("weight", weight, get_args(Aggregation))
     _require_one_of("residual", residual, get_args(Residual))
@@ -79,6 +81,7 @@ def contraction_of(
 
     The edges go from what is read to what is written, so that what a channel leads to can be told.
     """
+    require_intact(network)
     network = _with_masks_at_work(network)
     names = {layer.weight: layer.name for layer in network.layers}
     branches = {skip.weight for skip in network.skips}

@@ -20,6 +20,7 @@ from n2nfx.connectivity.values import Loom, Value
 from n2nfx.connectivity.weights import Use, Weights
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import graphs_of, join, nodes_in
+from n2nfx.intact import require_intact
 from n2nfx.network import Network
 from n2nfx.tracing.ops import first_tensor, is_in_place, is_view, kind_of, name_of
 from n2nfx.tracing.tape import Spec
@@ -31,8 +32,10 @@ def channel_map(network: Network) -> ChannelMap:
     """The channels of every value of a network, joined by the weights that its masks keep.
 
     The masks may be at work in the module or not. What a layer reads that depends on no input (a
-    table, a learned query) counts as an input. Raises `CannotOperate` for a graph without shapes.
+    table, a learned query) counts as an input. Raises `CannotOperate` for a graph without shapes,
+    and where a layer or a part was replaced.
     """
+    require_intact(network)
     return follow_channels(network, graphs_of, Use.relation)[0]
 
 

@@ -21,7 +21,7 @@ from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius, matrix_frobeniu
 from n2nfx.connectivity.matrix_frobenius import Method as MatrixMethod
 from n2nfx.connectivity.propagate import Method
 from n2nfx.connectivity.spectrum import Smallest
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate, UsageError, require_kind, require_number
 
 THRESHOLD = 0.01
 """The share of ||A|| at which heat counts as saturated."""
@@ -215,6 +215,7 @@ def measure(
     method: Method = "auto",
 ) -> Measured:
     """The heat of one graph, at times of which it is the reference; arguments as for `compare`."""
+    require_number("threshold", threshold)
     if not 0.0 < threshold < 1.0:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
     if isinstance(times, str):
@@ -248,5 +249,7 @@ def compare_with(
 
 
 def _require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:
+    for one in (reference, graph):
+        require_kind(one, ChannelGraph, "graphs are compared, n2nfx.channel_graph(network)")
     if found := difference(reference, graph):
         raise UsageError(f"these are graphs of two different networks: {found}")

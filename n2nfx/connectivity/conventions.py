@@ -45,8 +45,9 @@ def unit_of(convention: str, graph: ChannelGraph) -> Unit:
 
 def absolute(times: Iterable[float], name: str = "times") -> np.ndarray:
     """Times (T,) as float64; raises `UsageError` for none, and for negative or infinite ones."""
-    given = list(times)
+    given: object = times
     try:
+        given = list(times)
         found = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError):
         found = np.zeros(0)

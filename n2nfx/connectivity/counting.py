@@ -10,6 +10,7 @@ def count_effective(network: Network) -> Effective:
 
     The masks are the network's own. Raises `CannotOperate` for a module that was not traced.
     """
+    found = channel_map(network)
     rows = [row for row in network.ledger() if row.size]
     count = len(network.layers)
-    return follow(channel_map(network), rows[:count], rows[count:], network.size)
+    return follow(found, rows[:count], rows[count:], network.size)

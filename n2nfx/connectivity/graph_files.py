@@ -24,7 +24,7 @@ import numpy as np
 from scipy import io as scipy_io
 from scipy import sparse
 
-from n2nfx.atomic import put_file
+from n2nfx.atomic import as_path, put_file
 from n2nfx.connectivity.graph import (
     Aggregation,
     Block,
@@ -89,7 +89,7 @@ def save(graph: ChannelGraph, path: str | Path) -> Path:
     names of layers and channels (nodes are numbered from 0). Raises `UsageError` for another
     ending, `CannotOperate` where a package is missing or the file cannot be written.
     """
-    place = Path(path)
+    place = as_path(path)
     put_file(place, _format_of(place).write(graph))
     return place
 
@@ -105,7 +105,7 @@ def load_graph(path: str | Path) -> ChannelGraph:
     Raises `UsageError` for another ending, and `DamagedFile` for a file that is missing, damaged or
     no channel graph.
     """
-    place = Path(path)
+    place = as_path(path)
     read = _format_of(place).read
     if not place.is_file():
         raise DamagedFile(f"there is no file {place}")

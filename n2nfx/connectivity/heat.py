@@ -12,7 +12,7 @@ from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.propagate import Decay, Method, Propagated, propagate
 from n2nfx.connectivity.times import checked_times
-from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+from n2nfx.errors import CannotOperate, UsageError, did_you_mean, require_number
 
 _SHARE = 1e-3  # of the target, to which R is certified at a saturation time
 _TRIES = 6
@@ -95,6 +95,7 @@ def heat(
     positive, and where nothing is a source. Source: METHOD.md section 4 (Eqs. 3 to 5).
     """
     at = checked_times(times)
+    require_number("the tolerance", tol)
     if not (np.isfinite(tol) and tol > 0):
         raise UsageError(f"the tolerance must be positive and finite, not {tol}")
     if method not in get_args(Method):
@@ -172,7 +173,10 @@ class _Problem:
 
 
 def _checked_sources(sources: ArrayLike | Sequence[bool], n: int) -> np.ndarray:
-    given = np.asarray(sources, dtype=np.float64)
+    try:
+        given = np.asarray(sources, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"sources must be numbers: {error}") from None
     if given.shape != (n,):
         raise UsageError(f"sources have shape {given.shape}; the graph has {n} nodes")
     if not np.isin(given, (0.0, 1.0)).all():

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from n2nfx.errors import CannotOperate, did_you_mean
 from n2nfx.network import InputSpec, blank_inputs
 
-Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+# Each input is a tensor, or a list of some where forward takes one, as detectors do.
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
 # The dimensions in which an input is made larger, to see what depends on its size, and by how much.
 Growth = tuple[tuple[int, int], ...]
@@ -85,17 +86,29 @@ def named(model: nn.Module, example: Example) -> dict[str, Tensor]:
         found = {name: example[name] for name in names}
     else:
         if isinstance(example, list) and parameters and _takes_list(parameters[0]):
-            example = (_stacked(parameters[0].name, example),)
+            example = (example,)
         tensors: list[Any] = list(example) if isinstance(example, list | tuple) else [example]
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         names += [f"input_{index}" for index in range(len(names), len(tensors))]
         found = dict(zip(names, tensors, strict=False))
-    for name, value in found.items():
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            raise CannotOperate(f"the example input {name} must be a tensor with a batch dimension")
     if not found:
         raise CannotOperate("an example input is needed to trace a model")
-    return found
+    known = {parameter.name: parameter for parameter in parameters}
+    return {name: _as_tensor(name, value, known.get(name)) for name, value in found.items()}
+
+
+def _as_tensor(name: str, value: Any, parameter: inspect.Parameter | None) -> Tensor:
+    """An input as a tensor; `parameter` is the one of forward that takes it, if it has a name."""
+    if isinstance(value, list) and parameter is not None and _takes_list(parameter):
+        return _stacked(name, value)
+    if isinstance(value, Tensor) and value.dim():
+        return value
+    kind = "a single number" if isinstance(value, Tensor) else type(value).__name__
+    spare = parameter is not None and parameter.default is not parameter.empty
+    raise CannotOperate(
+        f"the example input {name} must be a tensor with a batch dimension, not {kind}"
+        f"{'; it can be left out' if spare else ''}"
+    )
 
 
 def _takes_list(parameter: inspect.Parameter) -> bool:
@@ -107,7 +120,8 @@ def _takes_list(parameter: inspect.Parameter) -> bool:
 
 def _stacked(name: str, tensors: Sequence[Any]) -> Tensor:
     """A list of tensors as one, whose elements such a forward finds as those of the list."""
-    if len({getattr(one, "shape", None) for one in tensors}) != 1 or not tensors[0].dim():
+    shapes = {one.shape if isinstance(one, Tensor) else () for one in tensors}
+    if len(shapes) != 1 or () in shapes:
         raise CannotOperate(
             f"the example {name} must be tensors of one size; the network will take any"
         )
@@ -123,7 +137,7 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
         ) from error
 
 
-def _refuse_unknown(model: nn.Module, example: Mapping[str, Tensor], known: Sequence[str]) -> None:
+def _refuse_unknown(model: nn.Module, example: Mapping[str, Any], known: Sequence[str]) -> None:
     unknown = [str(name) for name in example if name not in known]
     if unknown:
         near = did_you_mean(unknown[0], known)

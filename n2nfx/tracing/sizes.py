@@ -22,12 +22,13 @@ def add(value: Tensor, branch: Tensor) -> Tensor:
     """The sum of what a layer gives and what a branch to it gives, which must have one shape.
 
     They had when the branch was laid; at another size of the input its stride may not fit, and a
-    map of one place would be added to all.
+    map of one place would be added to all. A layer in another's place may have other outputs.
     """
     if value.shape != branch.shape:
         raise CannotOperate(
-            f"at this size of the input a branch gives {_times(branch.shape[1:])} and its target "
-            f"has {_times(value.shape[1:])}: trace the model again with an example of the new size"
+            f"a branch gives {_times(branch.shape[1:])} and its target has "
+            f"{_times(value.shape[1:])}: for an input of another size, trace the model again with "
+            "an example of it; a layer that was replaced is to be replaced before tracing"
         )
     return value + branch
 

@@ -40,11 +40,11 @@ def trace(model: nn.Module, example: Example) -> Network:
     """The reference Network of a module: a copy of it as a graph, and its prunable layers.
 
     `example` is what the module is called with: a tensor, several, or a mapping of keyword names
-    to tensors; their first dimension is the batch, and the graph takes any batch size. The module
-    itself, its buffers and the random generators stay exactly as they were; what its forward
-    prints goes to stderr. A part that cannot be traced is kept whole, as a call of the module that
-    it is; the network's notes name it, with file and line. Raises `CannotOperate` with module,
-    file and line where the forward cannot run.
+    to tensors, or a list of them where forward takes one; their first dimension is the batch, and
+    the graph takes any batch size. The module itself, its buffers and the random generators stay
+    exactly as they were; what its forward prints goes to stderr. A part that cannot be traced is
+    kept whole, as a call of the module that it is; the network's notes name it, with file and line.
+    Raises `CannotOperate` with module, file and line where the forward cannot run.
     """
     if not isinstance(model, nn.Module):
         raise CannotOperate(f"only an nn.Module can be traced, not a {type(model).__name__}")
