@@ -205,12 +205,14 @@ def _resolve(name: str) -> tuple[str, tuple[str, ...]]:
         )
     if not _has(prefix, bare):
         raise UsageError(f"{prefix} has no model {bare!r}{_nearest_in(prefix, bare)}")
+    if prefix == "timm":
+        _check_tag(bare)
     return name, ()
 
 
 def _resolve_bare(name: str) -> tuple[str, tuple[str, ...]]:
-    architecture, _, tag = name.partition(".")
-    zoos = ("timm",) if tag else ZOOS  # only timm's names have tags
+    architecture, dot, _ = name.partition(".")
+    zoos = ("timm",) if dot else ZOOS  # only timm's names have tags
     # Reading the sources first means that only the zoo that is needed is imported; the
     # registries know more only where somebody registered a model of their own.
     holders = [zoo for zoo in zoos if architecture in _written(zoo)]
@@ -218,12 +220,23 @@ def _resolve_bare(name: str) -> tuple[str, tuple[str, ...]]:
         holders = [z for z in zoos if _is_installed(z) and architecture in _registry(z)]
     if not holders:
         raise UsageError(f"no zoo has a model {name!r}{_nearest(architecture)}{_missing_zoos()}")
+    _check_tag(name)
     first, *others = holders
     if not others:
         return f"{first}:{name}", ()
     other_names = " or ".join(f"{other}:{name}" for other in others)
     note = f"{name} is in {' and '.join(holders)}; taking {first}'s ({other_names} for the other)"
     return f"{first}:{name}", (note,)
+
+
+def _check_tag(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
+    if not dot:
+        return
+    tagged = _imported("timm").list_models(architecture, include_tags=True)
+    if name not in tagged:
+        near = did_you_mean(name, tagged if tag else [architecture, *tagged])
+        raise UsageError(f"timm's {architecture} has no tag {tag!r}{near}")
 
 
 def _nearest(word: str) -> str:
@@ -330,20 +343,12 @@ def _from_torchvision(
 def _from_timm(
     name: str, classes: dict[str, int], input_shape: Shape | None, pretrained: Pretrained
 ) -> _Built:
-    _check_tag(name)
     channels = _channels(input_shape)
     others = {} if channels == 3 else {"in_chans": channels}
     options = {"model_name": name, **timm_options(name, pretrained), **classes, **others}
     module = _constructed(f"timm:{name}", _imported("timm").create_model, options)
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", {})
     return _Built(module, (tuple(config.get("input_size") or _IMAGE),))
-
-
-def _check_tag(name: str) -> None:
-    architecture, _, tag = name.partition(".")
-    tagged = _imported("timm").list_models(architecture, include_tags=True)
-    if tag and name not in tagged:
-        raise UsageError(f"timm's {architecture} has no tag {tag!r}{did_you_mean(name, tagged)}")
 
 
 def _from_n2nfx(
