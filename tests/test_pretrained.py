@@ -1,16 +1,19 @@
 """Trained weights: where this machine has them they are the model's, and nothing is downloaded."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import n2nfx
 from n2nfx import models
+from n2nfx.cli import main
 from n2nfx.errors import CannotOperate, UsageError
 
 VISION = "torchvision:squeezenet1_1"  # as of torchvision 0.29: one file of 5 MB
@@ -53,6 +56,10 @@ def assert_has(module: nn.Module, state: State) -> None:
 def put(state: State, path: Path) -> State:
     torch.save(state, path)
     return state
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def test_torchvisions_weights_are_read_from_the_cache_of_torch_hub(checkpoints: Path) -> None:
@@ -118,6 +125,60 @@ def test_a_pruned_network_keeps_trained_weights_and_is_loaded_without_their_file
     assert again.origin.pretrained
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(again.module.eval()(x), network.module.eval()(x))
+
+
+@pytest.fixture
+def artifact(checkpoints: Path, tmp_path: Path) -> Path:
+    """All the trained weights of a model."""
+    put(trained(VISION), checkpoints / VISION_FILE)
+    network = n2nfx.transform(VISION, density=1.0, skip_ratio=0, pretrained=True)
+    network.save(tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+def frobenius(*arguments: object) -> list[float]:
+    result = run("analyze", *arguments, "--times", "0.1,1", "--alpha", "none", "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["comparisons"][0]["frobenius"]
+
+
+def test_the_reference_of_an_artifact_has_trained_weights_as_it_had(artifact: Path) -> None:
+    """At density 1 nothing is left of F, if the weights are the same."""
+    assert max(frobenius(artifact, "--reference", "squeezenet1_1")) == 0
+    assert min(frobenius(artifact, "--reference", VISION, "--no-pretrained")) > 0
+    told = run("analyze", artifact, "--reference", VISION, "--alpha", "none").stderr
+    assert f"{VISION}: with trained weights, as the artifact; or else --no-pretrained" in told
+
+
+def test_a_reference_that_is_no_model_of_a_zoo_has_the_weights_of_its_file(
+    artifact: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import n2nfx\n"
+        "def build():\n"
+        f"    model = n2nfx.models.build({VISION!r}, pretrained='yes')\n"
+        "    return model.module, model.example\n"
+    )
+    assert max(frobenius(artifact, "--reference", f"{file}:build")) == 0
+
+
+def test_a_reference_whose_trained_weights_are_not_here_is_not_compared_without(
+    artifact: Path, checkpoints: Path
+) -> None:
+    (checkpoints / VISION_FILE).unlink()
+    result = run("analyze", artifact, "--reference", VISION)
+    assert result.exit_code == 3
+    assert "--no-pretrained" in result.stderr
+    assert f"curl --create-dirs -Lo {checkpoints / VISION_FILE}" in result.stderr
+
+
+def test_models_that_are_named_have_trained_weights_on_request(artifact: Path) -> None:
+    graph = artifact.parent / "graph.npz"
+    run("analyze", VISION, "--pretrained", "--alpha", "none", "--export", graph)
+    assert max(frobenius(artifact, graph)) == 0
+    assert run("inspect", VISION, "--pretrained").exit_code == 0
+    assert run("inspect", TIMM, "--pretrained").exit_code == 3
 
 
 def test_trained_weights_that_are_loaded_into_a_transformed_network_keep_its_masks(
