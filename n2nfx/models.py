@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -20,8 +20,21 @@ from torch import Tensor, nn
 
 from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
-from n2nfx.errors import CannotOperate, UsageError, described, did_you_mean, first_line
-from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
+from n2nfx.errors import (
+    CannotOperate,
+    N2nfxError,
+    UsageError,
+    described,
+    did_you_mean,
+    first_line,
+)
+from n2nfx.pretrained import (
+    Pretrained,
+    classes_of_torchvision,
+    refuse,
+    timm_options,
+    torchvision_options,
+)
 from n2nfx.seeds import derive
 
 Example: TypeAlias = Tensor | tuple[Any, ...]
@@ -93,7 +106,8 @@ def build(
     the zoo's own number; `input_shape` is without the batch, (3, 32, 32), and replaces the
     example's; timm's and our models are built for its channels. `pretrained` "yes" gives a zoo's
     model the trained weights that are on this machine. Raises UsageError for a name that
-    nobody has, CannotOperate for a model that cannot be built here or operated on.
+    nobody has, CannotOperate for a model that cannot be built here or operated on, and
+    DamagedFile for weights that cannot be loaded.
     """
     _check_numbers(num_classes, input_shape)
     with _quietly() as caught, _own_random_state(derive(seed, "model")):
@@ -331,13 +345,27 @@ def _from_torchvision(
         )
     if classes and builder.__module__.startswith("torchvision.models.optical_flow."):
         raise UsageError(f"torchvision:{name} estimates optical flow and takes no num_classes")
+    if pretrained == "yes" and classes:
+        _check_classes_of_weights(name, classes["num_classes"])
     options: dict[str, Any] = {**classes}
     if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None  # segmentation and detection would download one
     if pretrained == "no" and name.removeprefix("quantized_") in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # today's default, which warns unless it is said
-    with torchvision_options(name, pretrained) as weights:
-        return _Built(_constructed(f"torchvision:{name}", builder, {**options, **weights}), shapes)
+    weights = torchvision_options(name, pretrained)
+    return _Built(_constructed(f"torchvision:{name}", builder, options, weights), shapes)
+
+
+def _check_classes_of_weights(name: str, asked: int) -> None:
+    """Torchvision gives a model with trained weights no other head; timm does."""
+    own = classes_of_torchvision(name)
+    if asked != own:
+        both = _is_installed("timm") and _imported("timm").is_model_pretrained(name)
+        raise UsageError(
+            f"the trained weights of torchvision:{name} have {own} classes, not {asked}: pass "
+            f"--num-classes {own}, or no --pretrained (num_classes, pretrained in Python)"
+            + (f"; timm:{name} takes both" if both else "")
+        )
 
 
 def _from_timm(
@@ -345,8 +373,9 @@ def _from_timm(
 ) -> _Built:
     channels = _channels(input_shape)
     others = {} if channels == 3 else {"in_chans": channels}
-    options = {"model_name": name, **timm_options(name, pretrained), **classes, **others}
-    module = _constructed(f"timm:{name}", _imported("timm").create_model, options)
+    options = {"model_name": name, **classes, **others}
+    weights = timm_options(name, pretrained)
+    module = _constructed(f"timm:{name}", _imported("timm").create_model, options, weights)
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", {})
     return _Built(module, (tuple(config.get("input_size") or _IMAGE),))
 
@@ -362,7 +391,8 @@ def _from_n2nfx(
     for option in options:
         if option not in inspect.signature(entry.builder).parameters:
             raise UsageError(f"n2nfx:{name} takes no {option}")
-    return _Built(_constructed(f"n2nfx:{name}", entry.builder, options), (entry.input_shape,))
+    module = _constructed(f"n2nfx:{name}", entry.builder, options, nullcontext({}))
+    return _Built(module, (entry.input_shape,))
 
 
 _BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None, Pretrained], _Built]] = {
@@ -373,10 +403,16 @@ _BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None, Pretrained], _
 
 
 def _constructed(
-    canonical: str, builder: Callable[..., nn.Module], options: dict[str, Any]
+    canonical: str,
+    builder: Callable[..., nn.Module],
+    options: dict[str, Any],
+    weights: AbstractContextManager[dict[str, Any]],
 ) -> nn.Module:
     try:
-        return builder(**options)
+        with weights as of_weights:
+            return builder(**options, **of_weights)
+    except N2nfxError:  # what there is to say of weights is said
+        raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise CannotOperate(

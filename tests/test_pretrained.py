@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import n2nfx
 from n2nfx import models
 from n2nfx.cli import main
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate, DamagedFile, UsageError
 
 VISION = "torchvision:squeezenet1_1"  # as of torchvision 0.29: one file of 5 MB
 VISION_FILE = "squeezenet1_1-b8a52dc0.pth"
@@ -58,6 +58,21 @@ def put(state: State, path: Path) -> State:
     return state
 
 
+def file_of_timm(name: str) -> str:
+    """The name of a file of timm's in the cache of torch.hub."""
+    url = importlib.import_module("timm.models").get_pretrained_cfg(name).url
+    return url.rpartition("/")[2]
+
+
+def in_the_hub(tmp_path: Path, repository: str) -> Path:
+    """Where the Hugging Face hub keeps the weights of a repository."""
+    folder = tmp_path / "hub" / f"models--timm--{repository}"
+    (folder / "snapshots" / "one").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("one")
+    return folder / "snapshots" / "one" / "model.safetensors"
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments)])
 
@@ -68,19 +83,41 @@ def test_torchvisions_weights_are_read_from_the_cache_of_torch_hub(checkpoints: 
 
 
 def test_timms_weights_are_read_from_the_cache_of_torch_hub(checkpoints: Path) -> None:
-    file = importlib.import_module("timm.models").get_pretrained_cfg(TIMM.partition(":")[2]).url
-    state = put(trained(TIMM), checkpoints / file.rpartition("/")[2])
+    state = put(trained(TIMM), checkpoints / file_of_timm(TIMM.partition(":")[2]))
     assert_has(models.build(TIMM, pretrained="yes").module, state)
 
 
 def test_timms_weights_are_read_from_the_cache_of_the_hugging_face_hub(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
-    (repository / "snapshots" / "one").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("one")
     state = trained(HUB)
-    save_file(state, repository / "snapshots" / "one" / "model.safetensors")
+    save_file(state, in_the_hub(tmp_path, "test_resnet.r160_in1k"))
     assert_has(models.build(HUB, pretrained="yes").module, state)
+
+
+def test_files_of_numpys_format_are_read_by_the_model_itself(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    transformer = importlib.import_module("timm.models.vision_transformer").VisionTransformer
+    monkeypatch.setattr(transformer, "load_pretrained", lambda _, file: read.append(file))
+    file = checkpoints / file_of_timm("vit_tiny_patch16_224")
+    file.touch()
+    models.build("timm:vit_tiny_patch16_224", pretrained="yes")
+    assert read == [str(file)]
+
+
+def test_a_deprecated_name_of_timm_has_the_weights_of_its_current_one(tmp_path: Path) -> None:
+    state = trained("timm:mnasnet_100")
+    save_file(state, in_the_hub(tmp_path, "mnasnet_100.rmsp_in1k"))
+    assert_has(models.build("timm:mnasnet_b1", pretrained="yes").module, state)
+
+
+def test_a_deprecated_name_of_timm_has_weights_where_its_current_one_does() -> None:
+    timm: Any = importlib.import_module("timm.models")
+    for name, current in timm.get_deprecated_models().items():
+        # as of timm 1.0.31 two names stand for a tag that is no more, and none can be built
+        says = "are not here" if timm.is_model_pretrained(current) else r"Invalid pretrained tag \("
+        with pytest.raises(CannotOperate, match=f"^timm:{name}.*{says}"):
+            models.build(f"timm:{name}", pretrained="yes")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +125,7 @@ def test_timms_weights_are_read_from_the_cache_of_the_hugging_face_hub(tmp_path:
     [
         (VISION, f"{VISION_FILE}: curl --create-dirs -Lo"),
         ("torchvision:quantized_resnet18", "resnet18-f37072fd.pth"),
+        ("torchvision:raft_small", "raft_small_C_T_V2"),
         (TIMM, "pretrained=True"),
         (HUB, "pretrained=True"),
         ("timm:nf_resnet26", "has no trained weights"),
@@ -96,6 +134,90 @@ def test_timms_weights_are_read_from_the_cache_of_the_hugging_face_hub(tmp_path:
 def test_weights_that_are_not_here_are_not_fetched_but_told_of(name: str, says: str) -> None:
     with pytest.raises(CannotOperate, match=says):
         models.build(name, pretrained="yes")
+
+
+GARBAGE = b"no weights, but what a proxy answered"
+
+
+def test_a_damaged_file_of_weights_is_named_with_the_reason_and_how_to_fetch_it_again(
+    checkpoints: Path,
+) -> None:
+    file = checkpoints / VISION_FILE
+    put(trained(VISION), file)
+    for content in (GARBAGE, b"", file.read_bytes()[:100_000]):
+        file.write_bytes(content)
+        with pytest.raises(DamagedFile) as caught:
+            models.build(VISION, pretrained="yes")
+        assert str(caught.value).startswith(f"{file}: cannot be loaded as weights of {VISION}: ")
+        assert f"Error: {caught.value.__cause__}"[:60] in str(caught.value)
+        assert f"; delete {file} and fetch it again: curl --create-dirs -Lo {file} http" in str(
+            caught.value
+        )
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({}, "Missing key"),
+        ({"features.0.weight": torch.zeros(1)}, "size mismatch for features.0.weight"),
+        ([1], "list"),
+    ],
+)
+def test_weights_of_another_model_are_refused_with_what_does_not_fit(
+    state: Any, reason: str, checkpoints: Path
+) -> None:
+    file = checkpoints / VISION_FILE
+    put({**trained(VISION), **state} if isinstance(state, dict) and state else state, file)
+    with pytest.raises(DamagedFile, match=reason) as caught:
+        models.build(VISION, pretrained="yes")
+    assert str(caught.value).startswith(f"{file}: cannot be loaded as weights of {VISION}: ")
+
+
+def test_what_does_not_fit_is_told_in_a_line(checkpoints: Path) -> None:
+    file = checkpoints / file_of_timm(TIMM[5:])
+    put(trained("torchvision:squeezenet1_1"), file)
+    with pytest.raises(DamagedFile, match="Missing key") as caught:
+        models.build(TIMM, pretrained="yes")
+    assert str(caught.value).startswith(f"{file}: cannot be loaded as weights of {TIMM}: ")
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_of_the_hugging_face_hub_is_deleted_where_it_really_is(
+    tmp_path: Path,
+) -> None:
+    """The hub keeps links to its files, and would link the same file again."""
+    link, file = in_the_hub(tmp_path, "test_resnet.r160_in1k"), tmp_path / "hub" / "blob"
+    file.write_bytes(GARBAGE)
+    link.symlink_to(file)
+    with pytest.raises(DamagedFile) as caught:
+        models.build(HUB, pretrained="yes")
+    told = str(caught.value)
+    assert told.startswith(f"{link}: cannot be loaded as weights of {HUB}: SafetensorError: ")
+    assert f"; delete {file} and fetch it again: python -c 'import timm" in told
+
+
+def test_a_model_that_cannot_be_built_is_not_blamed_on_its_weights(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(**_: object) -> None:
+        raise ValueError("no room")
+
+    put({}, checkpoints / file_of_timm(TIMM[5:]))
+    monkeypatch.setattr(importlib.import_module("timm"), "create_model", failing)
+    with pytest.raises(CannotOperate, match="cannot be built here: ValueError: no room"):
+        models.build(TIMM, pretrained="yes")
+
+
+def test_torchvisions_trained_weights_have_their_own_number_of_classes(checkpoints: Path) -> None:
+    """Torchvision refuses another one; timm has a model of the same name that takes both."""
+    state = put(trained(VISION), checkpoints / VISION_FILE)
+    assert_has(models.build(VISION, pretrained="yes", num_classes=1000).module, state)
+    with pytest.raises(UsageError, match=r"have 1000 classes, not 7: .*in Python\)$"):
+        models.build(VISION, pretrained="yes", num_classes=7)
+    put({}, checkpoints / "resnet18-f37072fd.pth")
+    with pytest.raises(UsageError, match=r"; timm:resnet18 takes both$"):
+        models.build("torchvision:resnet18", pretrained="yes", num_classes=7)
 
 
 def test_what_nobody_trained_has_no_trained_weights(tmp_path: Path) -> None:
