@@ -58,7 +58,8 @@ def _rebuild(
     origin = plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
         raise CannotOperate(
-            f"{path} was made from {origin.told}, which must be handed in: load(..., model=)"
+            f"{path} was made from {origin.told}, which must be handed in: --model "
+            "file.py:function (load(..., model=) in Python)"
         )
     try:
         network = _reference(plan, model, example)

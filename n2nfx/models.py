@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -22,6 +22,7 @@ from n2nfx import ownfile
 from n2nfx import zoo as n2nfx_zoo
 from n2nfx.errors import (
     CannotOperate,
+    N2nfxError,
     UsageError,
     described,
     did_you_mean,
@@ -29,7 +30,13 @@ from n2nfx.errors import (
     kinds,
     require_kind,
 )
-from n2nfx.pretrained import Pretrained, refuse, timm_options, torchvision_options
+from n2nfx.pretrained import (
+    Pretrained,
+    classes_of_torchvision,
+    refuse,
+    timm_options,
+    torchvision_options,
+)
 from n2nfx.seeds import derive, require_seed
 from n2nfx.tracing.example import Example, call_of
 
@@ -101,7 +108,8 @@ def build(
     the zoo's own number; `input_shape` is without the batch, (3, 32, 32), and replaces the
     example's; timm's and our models are built for its channels. `pretrained` "yes" gives a zoo's
     model the trained weights that are on this machine. Raises UsageError for a name that
-    nobody has, CannotOperate for a model that cannot be built here or operated on.
+    nobody has, CannotOperate for a model that cannot be built here or operated on, and
+    DamagedFile for weights that cannot be loaded.
     """
     require_kind(name, str, "a model's name is text")
     require_seed(seed)
@@ -222,12 +230,14 @@ def _resolve(name: str) -> tuple[str, tuple[str, ...]]:
         )
     if not _has(prefix, bare):
         raise UsageError(f"{prefix} has no model {bare!r}{_nearest_in(prefix, bare)}")
+    if prefix == "timm":
+        _check_tag(bare)
     return name, ()
 
 
 def _resolve_bare(name: str) -> tuple[str, tuple[str, ...]]:
-    architecture, _, tag = name.partition(".")
-    zoos = ("timm",) if tag else ZOOS  # only timm's names have tags
+    architecture, dot, _ = name.partition(".")
+    zoos = ("timm",) if dot else ZOOS  # only timm's names have tags
     # Reading the sources first means that only the zoo that is needed is imported; the
     # registries know more only where somebody registered a model of their own.
     holders = [zoo for zoo in zoos if architecture in _written(zoo)]
@@ -235,12 +245,23 @@ def _resolve_bare(name: str) -> tuple[str, tuple[str, ...]]:
         holders = [z for z in zoos if _is_installed(z) and architecture in _registry(z)]
     if not holders:
         raise UsageError(f"no zoo has a model {name!r}{_nearest(architecture)}{_missing_zoos()}")
+    _check_tag(name)
     first, *others = holders
     if not others:
         return f"{first}:{name}", ()
     other_names = " or ".join(f"{other}:{name}" for other in others)
     note = f"{name} is in {' and '.join(holders)}; taking {first}'s ({other_names} for the other)"
     return f"{first}:{name}", (note,)
+
+
+def _check_tag(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
+    if not dot:
+        return
+    tagged = _imported("timm").list_models(architecture, include_tags=True)
+    if name not in tagged:
+        near = did_you_mean(name, tagged if tag else [architecture, *tagged])
+        raise UsageError(f"timm's {architecture} has no tag {tag!r}{near}")
 
 
 def _nearest(word: str) -> str:
@@ -335,32 +356,39 @@ def _from_torchvision(
         )
     if classes and builder.__module__.startswith("torchvision.models.optical_flow."):
         raise UsageError(f"torchvision:{name} estimates optical flow and takes no num_classes")
+    if pretrained == "yes" and classes:
+        _check_classes_of_weights(name, classes["num_classes"])
     options: dict[str, Any] = {**classes}
     if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None  # segmentation and detection would download one
     if pretrained == "no" and name.removeprefix("quantized_") in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # today's default, which warns unless it is said
-    with torchvision_options(name, pretrained) as weights:
-        return _Built(_constructed(f"torchvision:{name}", builder, {**options, **weights}), shapes)
+    weights = torchvision_options(name, pretrained)
+    return _Built(_constructed(f"torchvision:{name}", builder, options, weights), shapes)
+
+
+def _check_classes_of_weights(name: str, asked: int) -> None:
+    """Torchvision gives a model with trained weights no other head; timm does."""
+    own = classes_of_torchvision(name)
+    if asked != own:
+        both = _is_installed("timm") and _imported("timm").is_model_pretrained(name)
+        raise UsageError(
+            f"the trained weights of torchvision:{name} have {own} classes, not {asked}: pass "
+            f"--num-classes {own}, or no --pretrained (num_classes, pretrained in Python)"
+            + (f"; timm:{name} takes both" if both else "")
+        )
 
 
 def _from_timm(
     name: str, classes: dict[str, int], input_shape: Shape | None, pretrained: Pretrained
 ) -> _Built:
-    _check_tag(name)
     channels = _channels(input_shape)
     others = {} if channels == 3 else {"in_chans": channels}
-    options = {"model_name": name, **timm_options(name, pretrained), **classes, **others}
-    module = _constructed(f"timm:{name}", _imported("timm").create_model, options)
+    options = {"model_name": name, **classes, **others}
+    weights = timm_options(name, pretrained)
+    module = _constructed(f"timm:{name}", _imported("timm").create_model, options, weights)
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", {})
     return _Built(module, (tuple(config.get("input_size") or _IMAGE),))
-
-
-def _check_tag(name: str) -> None:
-    architecture, _, tag = name.partition(".")
-    tagged = _imported("timm").list_models(architecture, include_tags=True)
-    if tag and name not in tagged:
-        raise UsageError(f"timm's {architecture} has no tag {tag!r}{did_you_mean(name, tagged)}")
 
 
 def _from_n2nfx(
@@ -374,7 +402,8 @@ def _from_n2nfx(
     for option in options:
         if option not in inspect.signature(entry.builder).parameters:
             raise UsageError(f"n2nfx:{name} takes no {option}")
-    return _Built(_constructed(f"n2nfx:{name}", entry.builder, options), (entry.input_shape,))
+    module = _constructed(f"n2nfx:{name}", entry.builder, options, nullcontext({}))
+    return _Built(module, (entry.input_shape,))
 
 
 _BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None, Pretrained], _Built]] = {
@@ -385,10 +414,16 @@ _BUILDERS: dict[str, Callable[[str, dict[str, int], Shape | None, Pretrained], _
 
 
 def _constructed(
-    canonical: str, builder: Callable[..., nn.Module], options: dict[str, Any]
+    canonical: str,
+    builder: Callable[..., nn.Module],
+    options: dict[str, Any],
+    weights: AbstractContextManager[dict[str, Any]],
 ) -> nn.Module:
     try:
-        return builder(**options)
+        with weights as of_weights:
+            return builder(**options, **of_weights)
+    except N2nfxError:  # what there is to say of weights is said
+        raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise CannotOperate(

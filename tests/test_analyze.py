@@ -232,3 +232,18 @@ def test_what_cannot_be_is_told(
     assert result.exit_code == code, result.output
     assert told in result.stderr
     assert result.stdout == ""
+
+
+def test_an_artifact_of_ones_own_model_asks_for_the_option_that_hands_it_in(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(
+        "import torch\n"
+        "def build():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4)), "
+        "torch.ones(1, 6)\n"
+    )
+    n2nfx.transform(f"{net}:build", density=0.5).save(tmp_path / "out")
+    result = run(tmp_path / "out")
+    assert result.exit_code == 3
+    assert f"was made from {net}:build, which must be handed in: --model" in result.stderr
+    assert run(tmp_path / "out", "--model", f"{net}:build").exit_code == 0

@@ -300,14 +300,20 @@ def test_what_is_no_name_or_seed_is_refused() -> None:
         ("n2nfx:mpl", "n2nfx has no model 'mpl'; did you mean mlp"),
         ("timm:test_vit.r160_in1", "has no tag 'r160_in1'; did you mean test_vit.r160_in1k"),
         ("resnet50.a1_in1kk", "has no tag 'a1_in1kk'; did you mean resnet50.a1_in1k"),
+        ("resnet18.", "timm's resnet18 has no tag ''; did you mean resnet18 or"),
+        ("timm:resnet18.", "timm's resnet18 has no tag ''; did you mean resnet18 or"),
+        ("timm:tv_resnet50.", "has no tag ''; did you mean tv_resnet50?"),
+        ("squeezenet1_1.", "no zoo has a model 'squeezenet1_1.'; did you mean squeezenet1_1 or"),
+        ("mlp.", "no zoo has a model 'mlp.'; did you mean mlp"),
         ("timm:hf-hub:somebody/resnet", "timm has no model 'hf-hub:somebody/resnet'"),
         ("", "no zoo has a model ''"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_ones(name: str, says: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        models.build(name)
-    assert says in str(caught.value)
+    for call in (models.build, models.require_known):
+        with pytest.raises(UsageError) as caught:
+            call(name)
+        assert says in str(caught.value)
 
 
 # --- zoos that are missing or fail -------------------------------------------------------------

@@ -18,6 +18,7 @@ from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
 from n2nfx.errors import UsageError
 from n2nfx.loading import load
 from n2nfx.network import Network, Origin
+from n2nfx.ownfile import is_file
 from n2nfx.source import network_of
 
 _log = logging.getLogger("n2nfx.analyze")
@@ -49,6 +50,7 @@ class Asked:
     model: str | None
     num_classes: int | None
     input_shape: tuple[int, ...] | None
+    pretrained: bool | None
 
     @property
     def conventions(self) -> tuple[Any, ...]:
@@ -221,12 +223,20 @@ def _graph(name: str, asked: Asked, origin: Origin) -> tuple[ChannelGraph, Origi
 
 
 def _built(name: str, asked: Asked, origin: Origin) -> Network:
-    """A model as it is initialized: by what was asked, or else as another network's was."""
+    """A model by what was asked, or else built as another network was.
+
+    What comes from a file has the weights that the file gives it.
+    """
+    pretrained = asked.pretrained
+    if pretrained is None and origin.pretrained and not is_file(name):
+        _log.info("%s: with trained weights, as the artifact; or else --no-pretrained", name)
+        pretrained = True
     return network_of(
         name,
         seed=origin.seed if asked.seed is None else asked.seed,
         num_classes=asked.num_classes or origin.num_classes,
         input_shape=asked.input_shape or origin.input_shape,
+        pretrained="yes" if pretrained else "no",
     )
 
 

@@ -84,6 +84,11 @@ class Reals(click.ParamType):
 @click.option("--model", help="What an artifact of your own was made from: file.py:function.")
 @options.num_classes
 @options.input_shape
+@click.option(
+    "--pretrained/--no-pretrained",
+    default=None,
+    help="Whether models named have trained weights, as for transform; as the artifact had.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it: png, svg or pdf.")
 @click.option("--export", type=click.Path(path_type=Path), help="Write the graph of A to a file.")
 @options.as_json
@@ -92,7 +97,8 @@ def analyze(plot: Path | None, export: Path | None, as_json: bool, **asked: Any)
 
     A and B are models named as for transform, directories of artifacts, or graph files. With B
     and no --reference, A is the reference. A model that is named as a reference of an artifact is
-    built as the artifact's was: with the same seed, classes and input.
+    built as the artifact's was: with the same seed, classes and input, and with trained weights
+    where it had them.
     """
     from n2nfx.cli.analysis import draw, study
     from n2nfx.cli.findings import as_data, show

@@ -15,6 +15,7 @@ SCHEMA = "n2nfx.inspect/1"
 @options.wiring(help="Where a branch would enter its target.")
 @options.num_classes
 @options.input_shape
+@options.pretrained
 @options.as_json
 def inspect(
     model: str,
@@ -22,6 +23,7 @@ def inspect(
     wiring: str,
     num_classes: int | None,
     input_shape: tuple[int, ...] | None,
+    pretrained: bool,
     as_json: bool,
 ) -> None:
     """Show the layers of MODEL, and for every hop the legal skips and why other pairs have none.
@@ -32,7 +34,7 @@ def inspect(
     from n2nfx.cli.overview import as_data, look_at, show
 
     with narrated():
-        overview = look_at(model, hops, wiring, num_classes, input_shape)
+        overview = look_at(model, hops, wiring, num_classes, input_shape, pretrained)
     if as_json:
         asked = {"model": model, "hops": hops, "wiring": wiring}
         data = {"schema": SCHEMA, "asked": asked, **as_data(overview)}

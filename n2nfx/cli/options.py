@@ -60,6 +60,11 @@ num_classes = click.option(
 input_shape = click.option(
     "--input", "input_shape", type=Numbers(), help="Input shape without batch: 3,32,32."
 )
+pretrained = click.option(
+    "--pretrained",
+    is_flag=True,
+    help="Trained weights of torchvision or timm, where this machine has them; none is fetched.",
+)
 data_root = partial(
     click.option,
     type=click.Path(path_type=Path, file_okay=False),

@@ -45,16 +45,24 @@ def look_at(
     wiring: str,
     num_classes: int | None = None,
     input_shape: tuple[int, ...] | None = None,
+    pretrained: bool = False,
 ) -> Overview:
     """Build and trace a model, and find the branches for every hop.
 
-    Raises `UsageError` for a name or a hop that cannot be, `CannotOperate` for a model.
+    Raises `UsageError` for a name or a hop that cannot be, `CannotOperate` for a model, and
+    `DamagedFile` for its trained weights.
     """
     laid = {hop: Options(hops=(hop,), wiring=cast(Wiring, wiring)) for hop in sorted({*hops})}
     together = Options(hops=tuple(hops), wiring=cast(Wiring, wiring))
-    built = models.build(model, num_classes=num_classes, input_shape=input_shape)
+    built = models.build(
+        model,
+        num_classes=num_classes,
+        input_shape=input_shape,
+        pretrained="yes" if pretrained else "no",
+    )
+    origin = Origin(num_classes=num_classes, input_shape=input_shape, pretrained=pretrained)
     start = time.perf_counter()
-    network = from_model(built, None, Origin(num_classes=num_classes, input_shape=input_shape))
+    network = from_model(built, None, origin)
     seconds = time.perf_counter() - start
     nodes = sum(1 for _ in nodes_in(network.module))
     layouts = _layouts(network)

@@ -107,11 +107,7 @@ SCHEMA = "n2nfx.transform/1"
 @click.option("--temperature", type=float, help="Of grasp's logits; 200.")
 @options.num_classes
 @options.input_shape
-@click.option(
-    "--pretrained",
-    is_flag=True,
-    help="Trained weights of torchvision or timm, where this machine has them; none is fetched.",
-)
+@options.pretrained
 @click.option("--data", help="Data set for pruners that look at one: a name, or file.py:function.")
 @options.data_root("--data-root")
 @click.option(
