@@ -86,11 +86,17 @@ def _summary(rows: Sequence[Row]) -> str:
     legal, pairs = (sum(column) for column in zip(*map(_pairs, rows), strict=True))
     twins = sum(row.get("twins", 0) for row in rows)
     saved = sum("load_ms" in row for row in fine)
+    costly = compared["shapes"]
+    in_shapes = (
+        f"{costly:,} in shapes, because one forward of theirs costs too much here, "
+        if costly
+        else ""
+    )
     return (
         f"**{len(fine):,} of {len(rows):,} models pass, in {len(whole)} of {len(families)} "
         f"families.** {compared['numbers']:,} were compared in numbers, to the last bit, "
-        f"{compared['shapes']:,} in shapes, because one forward of theirs costs too much here, and "
-        f"{compared['shapes, without data']:,} in shapes and with weights that have no data, "
+        f"{in_shapes}and {compared['shapes, without data']:,} in shapes and with weights that have "
+        "no data, "
         f"because what is done to them takes more than the 24 GB of memory here; these were traced "
         f"and their pairs counted. The other {saved:,} were also pruned, spliced, saved and loaded "
         f"again.\n\n"
