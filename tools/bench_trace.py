@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ def compare(name: str, rounds: int) -> tuple[int, float, float]:
     ours: list[float] = []
     nodes = 0
     for _ in range(rounds):
-        theirs.append(seconds(lambda: torch.export.export(model, example, strict=False)))
+        with suppress(Exception):  # what export cannot take has no seconds
+            theirs.append(seconds(lambda: torch.export.export(model, example, strict=False)))
         own = copy.deepcopy(model)
         start = time.process_time()
         nodes = len(record(own, example).module.graph.nodes)
         ours.append(time.process_time() - start)
-    return nodes, statistics.median(theirs), statistics.median(ours)
+    return nodes, statistics.median(theirs) if theirs else None, statistics.median(ours)
 
 
 def block(channels: int) -> nn.Module:
@@ -90,11 +92,16 @@ def main() -> None:
     ratios = []
     for name in asked.models:
         nodes, theirs, ours = compare(name, asked.rounds)
+        if theirs is None:
+            table.add_row(name, str(nodes), "fails", f"{ours:.2f} s", "")
+            continue
         ratios.append(theirs / ours)
         table.add_row(name, str(nodes), f"{theirs:.2f} s", f"{ours:.2f} s", f"{ratios[-1]:.1f}x")
     console = Console(width=100)
     console.print(table)
-    console.print(f"median ratio {statistics.median(ratios):.2f}x, least {min(ratios):.2f}x")
+    console.print(
+        f"median ratio of {len(ratios)} {statistics.median(ratios):.2f}x, least {min(ratios):.2f}x"
+    )
     points, steepness = slope()
     console.print("nodes and seconds: " + ", ".join(f"{n}: {s:.3f}" for n, s in points))
     console.print(f"slope of log seconds over log nodes: {steepness:.2f}")
