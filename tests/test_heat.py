@@ -236,7 +236,7 @@ class TestMethods:
 
     def test_a_factor_that_does_not_fit_is_not_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("n2nfx.connectivity.propagate.MOST_STEPS", 60)
-        monkeypatch.setattr("n2nfx.connectivity.propagate.LARGEST_FACTOR", 100)
+        monkeypatch.setattr("n2nfx.connectivity.elimination_order.LARGEST_FACTOR", 100)
         found = heat(stiff_chain(), (1e4,))
         assert found.method == "lanczos"
         assert found.certificate[0] > 1e-10

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layered_samples import dense_laplacian, layered_graphs, random_graph, true_heat
+from scipy import sparse
 
 from n2nfx.connectivity.closed_form import (
     chain_weights,
     equal_weight_eigenvalues,
     equal_weight_signature,
 )
-from n2nfx.connectivity.elimination import Elimination, UnstablePivots, fill
+from n2nfx.connectivity.elimination import Elimination, UnstablePivots
+from n2nfx.connectivity.elimination_order import elimination_order
 from n2nfx.connectivity.graph import ChannelGraph, layered
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.matrix_frobenius import matrix_frobenius
@@ -40,6 +42,21 @@ def drawn_out(sizes: list[int], weights: dict[tuple[int, int], float]) -> Channe
         for (source, target), weight in weights.items()
     ]
     return layered(sizes, blocks)
+
+
+def with_depthwise() -> ChannelGraph:
+    """3 channels widened to 20, one by one to 20 others, narrowed to 4, and a shortcut."""
+    rng = np.random.default_rng(0)
+    ones = sparse.diags_array(rng.random(20) + 0.1).tocsr()
+    return layered(
+        [3, 20, 20, 4],
+        [
+            (0, 1, rng.random((20, 3)) + 0.1),
+            (1, 2, sparse.csr_array(ones)),
+            (2, 3, rng.random((4, 20)) + 0.1),
+            (0, 3, rng.random((4, 3)) + 0.1),
+        ],
+    )
 
 
 class TestInertia:
@@ -78,13 +95,33 @@ class TestInertia:
         values = np.linalg.eigvalsh(dense_laplacian(graph))
         assert inertia(graph, 4.0 + 1e-9) == (values < 4.0 + 1e-9).sum()
 
-    def test_fill_is_what_is_kept(self) -> None:
-        graph = random_graph([3, 5, 7, 4], 1.0, seed=3, skip=2)
-        own = 3 * 3 + 5 * 5 + 7 * 7 + 4 * 4
-        assert fill(Laplacian(graph)) == own + 3 * (5 + 4) + 5 * (7 + 4) + 7 * 4
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_the_order_says_what_is_kept(self, backwards: bool) -> None:
+        for skip in (2, 3):
+            graph = random_graph([3, 5, 7, 4], 1.0, seed=3, skip=skip)
+            order = elimination_order(Laplacian(graph), backwards=backwards)
+            factor = Elimination(Laplacian(graph), 1.0, 1.0, keep=True, backwards=backwards)
+            assert order.entries == factor.entries
+            assert sorted(order.groups) == [0, 1, 2, 3]
+
+    def test_what_a_narrow_layer_widened_is_eliminated_first_and_stays_a_diagonal(self) -> None:
+        graph = with_depthwise()
+        laplacian = Laplacian(graph)
+        order = elimination_order(laplacian)
+        assert set(order.groups[:2]) == {1, 2}
+        assert order.entries == (20 + 20 + 20 * 3) + (20 + 20 * 3 + 20 * 4) + (9 + 3 * 4) + 16
+        factor = Elimination(laplacian, 1.0, 1.0, keep=True, backwards=False)
+        assert factor.entries == order.entries
+        right = np.arange(graph.n, dtype=np.float64)
+        shifted = dense_laplacian(graph) + np.eye(graph.n)
+        np.testing.assert_allclose(shifted @ factor.solve(right), right, atol=1e-9)
+        values = np.linalg.eigvalsh(dense_laplacian(graph))
+        for count, (low, high) in enumerate(pairwise(values), start=1):
+            if high - low > 1e-6:
+                assert inertia(graph, (low + high) / 2) == count
 
     def test_a_factor_that_does_not_fit_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("n2nfx.connectivity.spectrum.LARGEST_FACTOR", 10)
+        monkeypatch.setattr("n2nfx.connectivity.elimination_order.LARGEST_FACTOR", 10)
         with pytest.raises(CannotOperate, match="2 GiB"):
             inertia(random_graph([3, 5], 1.0, seed=0), 1.0)
 

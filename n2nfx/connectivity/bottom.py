@@ -5,10 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from n2nfx.connectivity.elimination import Elimination, fill
+from n2nfx.connectivity.elimination import Elimination
+from n2nfx.connectivity.elimination_order import can_be_factored
 from n2nfx.connectivity.lanczos import Lanczos
 from n2nfx.connectivity.laplacian import Laplacian
-from n2nfx.connectivity.propagate import LARGEST_FACTOR, MOST_STEPS
+from n2nfx.connectivity.propagate import MOST_STEPS
 from n2nfx.seeds import generator
 
 TOLERANCE = 1e-10  # of a residual, in units of the largest eigenvalue
@@ -42,7 +43,7 @@ def bottom(laplacian: Laplacian, count: int, seed: int) -> Bottom:
     limit = max(1, min(MOST_STEPS, laplacian.n - laplacian.components))
     tolerance = TOLERANCE * laplacian.largest
     run = Lanczos(laplacian.__matmul__, laplacian.project, start, limit)
-    invertible = fill(laplacian) <= LARGEST_FACTOR
+    invertible = can_be_factored(laplacian)
     while True:
         run.extend(_CHECK)
         ritz = run.ritz()

@@ -5,9 +5,40 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import ldl, solve_triangular
 
+from n2nfx.connectivity.elimination_order import elimination_order, is_diagonal
 from n2nfx.connectivity.laplacian import Laplacian
 
 _GROWTH = 1e6  # of entries; what rounding does to the spectrum grows with them
+
+
+@dataclass(frozen=True)
+class _Diagonal:
+    """A group that was eliminated while its own block was the diagonal `own` (size,).
+
+    `joined` maps a later group to B', where B joins that group to this one: the entries of a
+    diagonal (size,), or (size, size of the later group).
+    """
+
+    group: int
+    own: np.ndarray
+    joined: dict[int, np.ndarray]
+
+    @property
+    def negative(self) -> int:
+        """How many entries of the diagonal are."""
+        return int((self.own < 0).sum())
+
+    def divide(self, x: np.ndarray) -> np.ndarray:
+        """inverse(D) x."""
+        return (x.T / self.own).T
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """inverse(L) P x, where both are 1."""
+        return x
+
+    def backward(self, x: np.ndarray) -> np.ndarray:
+        """P' inverse(L') x."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -24,9 +55,24 @@ class _Pivot:
     beside: np.ndarray
     joined: dict[int, np.ndarray]
 
+    @property
+    def negative(self) -> int:
+        """How many eigenvalues of D are."""
+        return negative(self.diagonal, self.beside)
+
     def divide(self, x: np.ndarray) -> np.ndarray:
         """inverse(D) x, where D has blocks of one or two rows."""
         return _divide(self.diagonal, self.beside, x)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """inverse(L) P x."""
+        return _solved(self.lower, x[self.order])
+
+    def backward(self, x: np.ndarray) -> np.ndarray:
+        """P' inverse(L') x."""
+        found = np.empty_like(x)
+        found[self.order] = _solved(self.lower, x, trans=1)
+        return found
 
 
 class UnstablePivots(ArithmeticError):
@@ -34,7 +80,7 @@ class UnstablePivots(ArithmeticError):
 
 
 class Elimination:
-    """`scale` L + `shift` I, factored group by group in the order given, with dense fill.
+    """`scale` L + `shift` I, factored group by group in the order of `elimination_order`.
 
     `negative` is its number of negative eigenvalues (Sylvester). Raises `UnstablePivots` where
     entries grow by more than a factor of 1e6, which a positive definite matrix never does.
@@ -44,98 +90,131 @@ class Elimination:
         self, laplacian: Laplacian, scale: float, shift: float, *, keep: bool, backwards: bool
     ) -> None:
         self._spans = laplacian.spans
-        count = len(self._spans)
-        order = range(count - 1, -1, -1) if backwards else range(count)
+        order = elimination_order(laplacian, backwards=backwards).groups
         self._rank = {group: place for place, group in enumerate(order)}
         self._open = self._opened(laplacian, scale, shift)
         self._bound = _GROWTH * max(float(np.abs(block).max()) for block in self._open.values())
         self.negative = 0
-        self._pivots: list[_Pivot] = []
+        self._pivots: list[_Diagonal | _Pivot] = []
         for group in order:
-            if self._spans[group].start == self._spans[group].stop:
-                continue
             pivot = self._eliminate(group)
-            self.negative += negative(pivot.diagonal, pivot.beside)
             if keep:
                 self._pivots.append(pivot)
+
+    @property
+    def entries(self) -> int:
+        """How many numbers of the factor are kept, but for permutations and pairs of rows."""
+        return sum(
+            (pivot.own.size if isinstance(pivot, _Diagonal) else pivot.lower.size)
+            + sum(across.size for across in pivot.joined.values())
+            for pivot in self._pivots
+        )
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """x with (scale L + shift I) x = right, (n,)."""
         x = right.copy()
         for pivot in self._pivots:
             here = self._spans[pivot.group]
-            x[here] = _solved(pivot.lower, x[here][pivot.order])
+            x[here] = pivot.forward(x[here])
             known = pivot.divide(x[here])
             for group, across in pivot.joined.items():
-                x[self._spans[group]] -= across.T @ known
+                x[self._spans[group]] -= _applied(across.T, known)
         for pivot in reversed(self._pivots):
             here = self._spans[pivot.group]
             known = pivot.divide(x[here])
             for group, across in pivot.joined.items():
-                known -= pivot.divide(across @ x[self._spans[group]])
-            x[here][pivot.order] = _solved(pivot.lower, known, trans=1)
+                known -= pivot.divide(_applied(across, x[self._spans[group]]))
+            x[here] = pivot.backward(known)
         return x
 
     def _opened(
         self, laplacian: Laplacian, scale: float, shift: float
     ) -> dict[tuple[int, int], np.ndarray]:
-        """The lower blocks (later group, earlier group) of the matrix, in elimination order."""
+        """The lower blocks (later group, earlier group) of the matrix, in elimination order.
+
+        A block that is a diagonal is its entries.
+        """
         blocks: dict[tuple[int, int], np.ndarray] = {
-            (group, group): np.diag(scale * laplacian.degrees[span] + shift)
-            for group, span in enumerate(self._spans)
-            if span.stop > span.start
+            (group, group): scale * laplacian.degrees[self._spans[group]] + shift
+            for group in self._rank
         }
         for (source, target), weights in laplacian.blocks.items():
-            dense = weights if isinstance(weights, np.ndarray) else weights.toarray()
-            if source == target:
-                blocks[source, source] -= scale * (dense + dense.T)
-                continue
             later = self._rank[target] > self._rank[source]
             place = (target, source) if later else (source, target)
-            blocks[place] = -scale * (dense if later else dense.T)
+            dense = weights if isinstance(weights, np.ndarray) else weights.toarray()
+            if source == target:
+                blocks[place] = np.diag(blocks[place]) - scale * (dense + dense.T)
+            elif is_diagonal(weights):
+                blocks[place] = -scale * weights.diagonal()
+            else:
+                blocks[place] = -scale * (dense if later else dense.T)
         return blocks
 
-    def _eliminate(self, group: int) -> _Pivot:
+    def _eliminate(self, group: int) -> _Diagonal | _Pivot:
         """Take one group out, and leave in its neighbours what it does to them."""
         own = self._open.pop((group, group))
-        lower, middle, order = ldl(own, overwrite_a=True, check_finite=False)
-        lower = lower[order]
-        diagonal, beside = middle.diagonal().copy(), middle.diagonal(1).copy()
         joined = {
-            later: _solved(lower, self._open.pop((later, group)).T[order])
+            later: self._open.pop((later, group)).T
             for later in [row for row, column in self._open if column == group]
         }
-        if joined and _singular(diagonal, beside):
-            raise UnstablePivots
-        for one, across in joined.items():
-            divided = _divide(diagonal, beside, across)
-            for other, through in joined.items():
+        pivot = _diagonal(group, own, joined) if own.ndim == 1 else _pivot(group, own, joined)
+        self.negative += pivot.negative
+        for one, across in pivot.joined.items():
+            divided = pivot.divide(across)
+            for other, through in pivot.joined.items():
                 if self._rank[one] <= self._rank[other]:
-                    self._subtract((other, one), through.T @ divided)
-        return _Pivot(group, lower, order, diagonal, beside, joined)
+                    self._subtract((other, one), _across(through, divided))
+        return pivot
 
     def _subtract(self, place: tuple[int, int], update: np.ndarray) -> None:
-        if place in self._open:
-            self._open[place] -= update
-        else:
-            self._open[place] = -update
+        found = self._open.get(place)
+        self._open[place] = -update if found is None else _difference(found, update)
         if not np.abs(self._open[place]).max() <= self._bound:
             raise UnstablePivots
 
 
-def fill(laplacian: Laplacian) -> int:
-    """Entries of the factor that `Elimination` makes in the order of the groups."""
-    sizes = [span.stop - span.start for span in laplacian.spans]
-    later: dict[int, set[int]] = {group: set() for group in range(len(sizes))}
-    for source, target in laplacian.blocks:
-        if source != target:
-            later[source].add(target)
-    entries = 0
-    for group, size in enumerate(sizes):
-        entries += size * (size + sum(sizes[other] for other in later[group]))
-        for other in later[group]:
-            later[other] |= {far for far in later[group] if far > other}
-    return entries
+def _diagonal(group: int, own: np.ndarray, joined: dict[int, np.ndarray]) -> _Diagonal:
+    if joined and not own.all():
+        raise UnstablePivots
+    return _Diagonal(group, own, joined)
+
+
+def _pivot(group: int, own: np.ndarray, joined: dict[int, np.ndarray]) -> _Pivot:
+    lower, middle, order = ldl(own, overwrite_a=True, check_finite=False)
+    lower = lower[order]
+    diagonal, beside = middle.diagonal().copy(), middle.diagonal(1).copy()
+    if joined and _singular(diagonal, beside):
+        raise UnstablePivots
+    solved = {later: _solved(lower, _whole(across)[order]) for later, across in joined.items()}
+    return _Pivot(group, lower, order, diagonal, beside, solved)
+
+
+def _whole(block: np.ndarray) -> np.ndarray:
+    """A block as a matrix."""
+    return np.diag(block) if block.ndim == 1 else block
+
+
+def _applied(block: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A block, or the diagonal that one is, times a vector."""
+    return block * x if block.ndim == 1 else block @ x
+
+
+def _across(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left' right of two blocks, of which each may be a diagonal; of two of them it is one."""
+    if left.ndim == 1:
+        return (right.T * left).T
+    return left.T * right if right.ndim == 1 else left.T @ right
+
+
+def _difference(found: np.ndarray, update: np.ndarray) -> np.ndarray:
+    """found - update of two blocks, of which each may be a diagonal; `found` may be overwritten."""
+    if found.ndim > update.ndim:
+        found[np.diag_indices(update.size)] -= update
+    elif found.ndim < update.ndim:
+        found = np.diag(found) - update
+    else:
+        found -= update
+    return found
 
 
 def _solved(lower: np.ndarray, x: np.ndarray, trans: int = 0) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 from scipy.fft import dct
 
 from n2nfx.connectivity.chebyshev import Series, walk
-from n2nfx.connectivity.elimination import Elimination, fill
+from n2nfx.connectivity.elimination import Elimination
+from n2nfx.connectivity.elimination_order import can_be_factored
 from n2nfx.connectivity.lanczos import Lanczos, Ritz
 from n2nfx.connectivity.laplacian import Laplacian
 
@@ -16,7 +17,6 @@ Method = Literal["auto", "lanczos", "chebyshev", "shift-invert"]
 
 MOST_STEPS = 400  # of Lanczos, where a graph counts as stiff; memory is a vector a step
 LARGEST_KRYLOV = 300_000  # nodes, above which a Krylov basis takes too much memory
-LARGEST_FACTOR = 2**28  # entries of a factor: 2 GiB
 _CHECK = 10  # steps between two looks at the error
 _SAMPLES = 4096  # of a function whose Chebyshev coefficients are taken
 _POLES = (-3, -2.5, -2, -1.5, -1, -0.5, 0)  # that are tried: powers of ten times the latest time
@@ -97,7 +97,7 @@ def propagate(
         return _by_shift_invert(laplacian, start, times, tol)
     found = _by_lanczos(laplacian, start, times, tol)
     missed = _missed(found, times, tol)
-    if method == "lanczos" or not missed.size or fill(laplacian) > LARGEST_FACTOR:
+    if method == "lanczos" or not missed.size or not can_be_factored(laplacian):
         return found
     other = _by_shift_invert(laplacian, start, times[missed], tol)
     better = other.errors.max() < found.errors[missed].max()

@@ -7,10 +7,10 @@ import numpy as np
 from scipy.linalg import eigh, ldl
 
 from n2nfx.connectivity.bottom import bottom
-from n2nfx.connectivity.elimination import Elimination, UnstablePivots, fill, negative
+from n2nfx.connectivity.elimination import Elimination, UnstablePivots, negative
+from n2nfx.connectivity.elimination_order import can_be_factored
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.laplacian import Laplacian
-from n2nfx.connectivity.propagate import LARGEST_FACTOR
 from n2nfx.errors import CannotOperate, UsageError
 
 _DENSE = 400  # nodes, whose eigenvalues are found in no time
@@ -75,7 +75,7 @@ def inertia(graph: ChannelGraph, sigma: float) -> int:
 
 
 def _inertia(laplacian: Laplacian, sigma: float) -> int:
-    if fill(laplacian) > LARGEST_FACTOR:
+    if not can_be_factored(laplacian):
         raise CannotOperate("counting eigenvalues takes a factor of more than 2 GiB here")
     for backwards in (False, True):
         try:
