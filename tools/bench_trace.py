@@ -43,8 +43,8 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(name: str, rounds: int) -> tuple[int, float, float]:
-    """Nodes of our graph, and the median seconds of each tracer, export first."""
+def compare(name: str, rounds: int) -> tuple[int, float | None, float]:
+    """Nodes of our graph, and the median seconds of each tracer, export first, if it can."""
     built = models.build(name)
     one: Any = built.example if isinstance(built.example, tuple) else (built.example,)
     example = tuple(torch.cat((x, x)) for x in one)  # export specialises a batch of 1
