@@ -141,11 +141,12 @@ class Elimination:
         for (source, target), weights in laplacian.blocks.items():
             later = self._rank[target] > self._rank[source]
             place = (target, source) if later else (source, target)
+            if source != target and is_diagonal(weights):
+                blocks[place] = -scale * weights.diagonal()
+                continue
             dense = weights if isinstance(weights, np.ndarray) else weights.toarray()
             if source == target:
                 blocks[place] = np.diag(blocks[place]) - scale * (dense + dense.T)
-            elif is_diagonal(weights):
-                blocks[place] = -scale * weights.diagonal()
             else:
                 blocks[place] = -scale * (dense if later else dense.T)
         return blocks

@@ -46,10 +46,13 @@ def can_be_factored(laplacian: Laplacian) -> bool:
 
 
 def is_diagonal(weights: Matrix) -> bool:
-    """Whether each node is joined to the one of the same place alone, and there are many."""
+    """Whether a block joins each node to the one of the same place alone, if to any.
+
+    One that is stored dense is filled above a quarter, and counts as none.
+    """
     rows, columns = shape_of(weights)
-    if isinstance(weights, np.ndarray) or rows != columns:
-        return False  # dense is what is filled above a quarter
+    if isinstance(weights, np.ndarray) or rows != columns or weights.nnz > rows:
+        return False
     row, column = weights.nonzero()
     return bool((row == column).all())
 
