@@ -457,6 +457,15 @@ def test_the_flow_of_parts_that_read_each_other_is_what_the_model_gives() -> Non
     network = n2nfx.trace(looking(block(), rounds, other=block()), torch.rand(1, 4))
     scores = SynFlow(density=1.0, rounds=1).score(network, Probe())
     assert all(own.unique().numel() == own.numel() for own in scores.values())
+    module = copy.deepcopy(network.module).double()
+    for name, weight in module.named_parameters():
+        weight.data = torch.zeros_like(weight) if name.endswith("bias") else weight.abs()
+    module(torch.ones(1, 4, dtype=torch.float64)).sum().backward()
+    for name, own in scores.items():
+        weight = module.get_parameter(name)
+        assert weight.grad is not None
+        order = (weight * weight.grad).flatten().argsort(stable=True)
+        assert torch.equal(own.flatten().argsort(stable=True), order)
 
 
 def test_synflow_is_refused_where_a_part_has_nothing_to_work_on() -> None:
