@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from layered_samples import dense_laplacian, layered_graphs, random_graph
 
 from n2nfx.connectivity.bottom import bottom
+from n2nfx.connectivity.eigenvalues import Method
 from n2nfx.connectivity.graph import ChannelGraph, layered
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.quadrature import quadrature
-from n2nfx.connectivity.scree import Method, ZeroModes, scree
+from n2nfx.connectivity.scree import ZeroModes, scree
 from n2nfx.errors import CannotOperate, UsageError
 
 unhurried = settings(deadline=None, max_examples=60)
@@ -90,7 +91,7 @@ class TestAlpha:
 class TestInterval:
     def test_holds_over_seeds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A nominal 95%, of seeds that are few: half the width would hold 7 times in 10."""
-        monkeypatch.setattr("n2nfx.connectivity.scree.PAIRS", 8)
+        monkeypatch.setattr("n2nfx.connectivity.eigenvalues.PAIRS", 8)
         graph = random_graph([3, 80, 80, 80, 10], 0.2, seed=2, skip=2)
         fractions, times = (0.1, 0.25, 0.5), (0.02, 0.05, 0.1, 0.2)
         exact = scree(graph, fractions, times, method="dense")

@@ -10,10 +10,11 @@ import numpy as np
 from n2nfx.connectivity import channel_graph
 from n2nfx.connectivity.bipartite import LayerSpectrum, layer_spectra
 from n2nfx.connectivity.compare import Comparison, Measured, compare_with, measure
+from n2nfx.connectivity.eigenvalues import Eigenvalues, eigenvalues
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
 from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius
-from n2nfx.connectivity.scree import Scree
+from n2nfx.connectivity.scree import Scree, scree_of
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
 from n2nfx.errors import UsageError
 from n2nfx.loading import load
@@ -65,12 +66,13 @@ class Asked:
 class Subject:
     """One graph by its name, and what is computed of it alone.
 
-    `measured` has its heat in every convention of time, and `curves` alpha at the same times;
-    there are none, and no `layers`, where they were not asked for.
+    `measured` has its heat in every convention of time, and `curves` alpha at the same times, of
+    the same `eigenvalues`; there are none, and no `layers`, where they were not asked for.
     """
 
     name: str
     graph: ChannelGraph
+    eigenvalues: Eigenvalues | None
     smallest: Smallest | None
     measured: tuple[Measured, ...]
     curves: tuple[Scree, ...]
@@ -114,19 +116,30 @@ def study(**given: Any) -> Study:
     asked = Asked(**given)
     graphs = _graphs(asked)
     name, *others = graphs
-    _log.info("heat of %s", name)
-    measured = tuple(measure(graphs[name], one, tau=asked.tau) for one in asked.conventions)
-    reference = _subject(name, graphs[name], measured, asked)
+    reference = _reference(name, graphs[name], asked)
     found = [one for other in others for one in _compared(reference, other, graphs[other], asked)]
     subjects = dict.fromkeys([reference, *(one.graph for one in found)])
     return Study(asked, tuple(subjects), tuple(found))
 
 
+def _reference(name: str, graph: ChannelGraph, asked: Asked) -> Subject:
+    """The first graph, whose smallest nonzero eigenvalue may be a unit of time."""
+    known = _eigenvalues(name, graph, asked)
+    smallest = _smallest(graph, known)
+    _log.info("heat of %s", name)
+    measured = tuple(
+        measure(graph, one, tau=asked.tau, smallest=smallest) for one in asked.conventions
+    )
+    return _subject(name, graph, known, smallest, measured, asked)
+
+
 def _compared(reference: Subject, name: str, graph: ChannelGraph, asked: Asked) -> list[Compared]:
     """One graph against the reference, in every convention of time."""
+    known = _eigenvalues(name, graph, asked)
     _log.info("heat of %s", name)
     found = [compare_with(one, graph) for one in reference.measured]
-    subject = _subject(name, graph, tuple(one.graph for one in found), asked)
+    measured = tuple(one.graph for one in found)
+    subject = _subject(name, graph, known, _smallest(graph, known), measured, asked)
     return [
         Compared(reference, subject, place, one, _matrix(one, asked))
         for place, one in enumerate(found)
@@ -142,12 +155,16 @@ def _matrix(one: Comparison, asked: Asked) -> tuple[MatrixFrobenius, ...]:
 
 
 def _subject(
-    name: str, graph: ChannelGraph, measured: tuple[Measured, ...], asked: Asked
+    name: str,
+    graph: ChannelGraph,
+    known: Eigenvalues | None,
+    smallest: Smallest | None,
+    measured: tuple[Measured, ...],
+    asked: Asked,
 ) -> Subject:
     curves: tuple[Scree, ...] = ()
-    if asked.alpha != "none" and graph.edges:
-        _log.info("alpha of %s", name)
-        whole = _curve(graph, np.concatenate([one.times for one in measured]), asked)
+    if known is not None:
+        whole = _curve(known, np.concatenate([one.times for one in measured]), asked)
         ends = np.cumsum([one.times.size for one in measured])
         curves = tuple(
             _part(whole, slice(end - one.times.size, end))
@@ -156,26 +173,33 @@ def _subject(
     return Subject(
         name=name,
         graph=graph,
-        smallest=_smallest(graph, measured),
+        eigenvalues=known,
+        smallest=smallest,
         measured=measured,
         curves=curves,
         layers=layer_spectra(graph) if asked.layers else (),
     )
 
 
-def _smallest(graph: ChannelGraph, measured: tuple[Measured, ...]) -> Smallest | None:
-    """The smallest nonzero eigenvalue, which a unit of time may have been; None without an edge."""
-    known = next((one.smallest for one in measured if one.smallest is not None), None)
-    return known or (smallest_nonzero(graph) if graph.edges else None)
-
-
-def _curve(graph: ChannelGraph, times: np.ndarray, asked: Asked) -> Scree:
+def _eigenvalues(name: str, graph: ChannelGraph, asked: Asked) -> Eigenvalues | None:
+    """What alpha is made of; None where it was not asked for, and without an edge."""
+    if asked.alpha == "none" or not graph.edges:
+        return None
+    _log.info("eigenvalues of %s", name)
     method = asked.alpha
     if method == "auto":
         method = "dense" if graph.n <= _EXACT else "slq"
-    return graph.scree(
-        asked.k, times, method=method, zero_modes=asked.zero_modes, seed=asked.seed or 0
-    )
+    return eigenvalues(graph, method, asked.seed or 0)
+
+
+def _smallest(graph: ChannelGraph, known: Eigenvalues | None) -> Smallest | None:
+    """The smallest nonzero eigenvalue; None without an edge."""
+    found = known.smallest if known is not None else None
+    return found or (smallest_nonzero(graph) if graph.edges else None)
+
+
+def _curve(known: Eigenvalues, times: np.ndarray, asked: Asked) -> Scree:
+    return scree_of(known, asked.k, times, zero_modes=asked.zero_modes)
 
 
 def _part(curve: Scree, places: slice) -> Scree:
@@ -258,5 +282,9 @@ def draw(found: Study, path: Path) -> Path:
     compared = {name: compare_with(measured, graphs[name]) for name in others}
     heats = {reference: measured.heat}
     heats |= {name: one.graph.heat for name, one in compared.items()}
-    screes = {one.name: _curve(one.graph, times, asked) for one in found.subjects if one.curves}
+    screes = {
+        one.name: _curve(one.eigenvalues, times, asked)
+        for one in found.subjects
+        if one.eigenvalues is not None
+    }
     return plots.save(plots.overview(graphs, screes, heats, compared), path)

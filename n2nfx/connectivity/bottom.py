@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from n2nfx.connectivity.elimination import Elimination
-from n2nfx.connectivity.elimination_order import can_be_factored
+from n2nfx.connectivity.elimination_order import can_be_factored, elimination_order
 from n2nfx.connectivity.lanczos import Lanczos
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.propagate import MOST_STEPS
@@ -15,6 +15,8 @@ from n2nfx.seeds import generator
 TOLERANCE = 1e-10  # of a residual, in units of the largest eigenvalue
 _CHECK = 20  # steps between two looks
 _HALFWAY = MOST_STEPS // 2  # from here on, few pairs that are found will not become many
+_EARLY, _MANY = 40, 16  # from here on, where so many are looked for and a solve is cheap
+_CHEAP = 8  # entries of the factor for each edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,26 +37,33 @@ class Bottom:
 def bottom(laplacian: Laplacian, count: int, seed: int) -> Bottom:
     """Up to `count` pairs, without the null space, those whose residuals are small only.
 
-    Where 400 steps do not find half of them, or 200 an eighth, and the factor fits into 2 GiB, by
-    shift-invert.
+    Where 400 steps do not find half of them, or 200 an eighth (40 where many are looked for and
+    the factor is small), and the factor fits into 2 GiB, by shift-invert.
     """
+    if not count:
+        return Bottom(np.zeros(0), np.zeros((0, laplacian.n)), np.zeros(0), "lanczos", 0.0)
     start = generator(seed, "bottom").standard_normal(laplacian.n)
     start = laplacian.project(start)
     limit = max(1, min(MOST_STEPS, laplacian.n - laplacian.components))
     tolerance = TOLERANCE * laplacian.largest
     run = Lanczos(laplacian.__matmul__, laplacian.project, start, limit)
     invertible = can_be_factored(laplacian)
+    enough = _EARLY if invertible and count >= _MANY and _cheap(laplacian) else _HALFWAY
     while True:
         run.extend(_CHECK)
         ritz = run.ritz()
         residuals = ritz.beyond * np.abs(ritz.vectors[-1, :count])
         if run.exhausted or (run.steps >= 2 * count and residuals.max() <= tolerance):
             break
-        if invertible and run.steps >= _HALFWAY and 8 * _small(residuals, tolerance) < count:
+        if invertible and run.steps >= enough and 8 * _small(residuals, tolerance) < count:
             break
     if invertible and 2 * _small(residuals, tolerance) < residuals.size:
         return _inverted(laplacian, start, count, 10 / max(float(ritz.values[0]), tolerance))
     return _verified(laplacian, ritz.vectors[:, :count].T @ run.basis, "lanczos")
+
+
+def _cheap(laplacian: Laplacian) -> bool:
+    return elimination_order(laplacian).entries <= _CHEAP * laplacian.edges
 
 
 def _small(residuals: np.ndarray, tolerance: float) -> int:

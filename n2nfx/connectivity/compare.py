@@ -213,19 +213,23 @@ def measure(
     threshold: float = THRESHOLD,
     tol: float = 1e-10,
     method: Method = "auto",
+    smallest: Smallest | None = None,
 ) -> Measured:
-    """The heat of one graph, at times of which it is the reference; arguments as for `compare`."""
+    """The heat of one graph, at times of which it is the reference; arguments as for `compare`.
+
+    `smallest` is its smallest nonzero eigenvalue, where that is known already.
+    """
     require_number("threshold", threshold)
     if not 0.0 < threshold < 1.0:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
     if isinstance(times, str):
-        counts, unit = absolute(tau, "tau"), unit_of(times, graph)
+        counts, unit = absolute(tau, "tau"), unit_of(times, graph, smallest)
         convention, counted, found = times, tuple(counts.tolist()), counts / unit.scale
-        smallest = unit.smallest
+        of_unit = unit.smallest
     else:
-        convention, counted, found, smallest = "absolute", (), absolute(times), None
+        convention, counted, found, of_unit = "absolute", (), absolute(times), None
     heat = graph.heat(found, tol, method=method)
-    return Measured(graph, convention, counted, found, heat, threshold, smallest)
+    return Measured(graph, convention, counted, found, heat, threshold, of_unit)
 
 
 def compare_with(

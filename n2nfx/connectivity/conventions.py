@@ -25,11 +25,12 @@ class Unit:
     smallest: Smallest | None = None
 
 
-def unit_of(convention: str, graph: ChannelGraph) -> Unit:
+def unit_of(convention: str, graph: ChannelGraph, smallest: Smallest | None = None) -> Unit:
     """The unit of time that a graph gives: t = tau / scale.
 
-    By "reference" the scale is its smallest nonzero eigenvalue, by "degree" its mean degree. Raises
-    `UsageError` for another convention, and for a graph without an edge, which has no unit.
+    By "reference" the scale is its smallest nonzero eigenvalue, which is found where it is not
+    given, by "degree" its mean degree. Raises `UsageError` for another convention, and for a graph
+    without an edge, which has no unit.
     """
     if convention not in _UNITS:
         raise UsageError(
@@ -39,7 +40,7 @@ def unit_of(convention: str, graph: ChannelGraph) -> Unit:
     degree = mean_degree(graph)
     if convention == "degree":
         return Unit(degree)
-    smallest = smallest_nonzero(graph)
+    smallest = smallest or smallest_nonzero(graph)
     return Unit(smallest.value, smallest)
 
 

@@ -13,9 +13,9 @@ from scipy import sparse
 from n2nfx.errors import UsageError
 
 if TYPE_CHECKING:
+    from n2nfx.connectivity.eigenvalues import Method as ScreeMethod
     from n2nfx.connectivity.heat import Heat
     from n2nfx.connectivity.propagate import Method
-    from n2nfx.connectivity.scree import Method as ScreeMethod
     from n2nfx.connectivity.scree import Scree, ZeroModes
 
 Kind = Literal["input", "constant", "layer", "gate", "hub"]

@@ -18,6 +18,7 @@ class Laplacian:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.n = graph.n
+        self.edges = graph.edges
         self.degrees = graph.degrees
         self.spans = tuple(graph.span(group) for group in range(len(graph.groups)))
         self.blocks = {

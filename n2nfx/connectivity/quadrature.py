@@ -3,7 +3,7 @@
 Source: Ubaru, Chen and Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
@@ -13,6 +13,7 @@ from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.seeds import generator
 
 PROBES, STEPS = 32, 50
+SHORTER = 30, 35, 40, 45  # steps after which the answer is looked at too
 _CLEAN = 4  # steps between two projections, so that what rounding lets in of the bottom cannot grow
 _EXHAUSTED = 1e-12  # a next vector this small beside the operator is rounding, not direction
 
@@ -23,11 +24,18 @@ class Quadrature:
 
     Over all probes they stand for `dimension` eigenvalues, those beside the null space and the
     exact pairs. With as many probes as dimensions, which are orthonormal, nothing is random.
+    `shorter` is what the same probes gave after fewer steps, if that was no less than they have.
     """
 
     places: np.ndarray
     shares: np.ndarray
     dimension: int
+    shorter: tuple["Quadrature", ...] = ()
+
+    @classmethod
+    def none(cls) -> "Quadrature":
+        """Of no eigenvalue."""
+        return cls(np.zeros((0, 0)), np.zeros((0, 0)), 0)
 
     @property
     def probes(self) -> int:
@@ -44,7 +52,7 @@ def quadrature(laplacian: Laplacian, exact: Bottom, seed: int) -> Quadrature:
         return block - exact.vectors.T @ (exact.vectors @ block)
 
     if not dimension:
-        return Quadrature(np.zeros((0, 0)), np.zeros((0, 0)), 0)
+        return Quadrature.none()
     drawn = generator(seed, "quadrature").standard_normal((laplacian.n, probes))
     now = clean(np.linalg.qr(clean(drawn))[0])
     before, beside = np.zeros_like(now), np.zeros((steps + 1, probes))
@@ -61,7 +69,15 @@ def quadrature(laplacian: Laplacian, exact: Bottom, seed: int) -> Quadrature:
         beside[step + 1] = lengths
         before, now = now, following * np.divide(1, lengths, where=lengths > 0, out=0 * lengths)
     low = exact.values[0] if exact.values.size else 0.0
-    rules = [eigh_tridiagonal(diagonal[:, probe], beside[1:-1, probe]) for probe in range(probes)]
-    places = np.clip([values for values, _ in rules], low, laplacian.largest)
-    shares = np.array([vectors[0] ** 2 for _, vectors in rules])
-    return Quadrature(places, shares, dimension)
+
+    def after(steps: int) -> Quadrature:
+        rules = [
+            eigh_tridiagonal(diagonal[:steps, probe], beside[1:steps, probe])
+            for probe in range(probes)
+        ]
+        places = np.clip([values for values, _ in rules], low, laplacian.largest)
+        return Quadrature(places, np.array([vectors[0] ** 2 for _, vectors in rules]), dimension)
+
+    whole = steps == dimension
+    shorter = () if whole else tuple(after(fewer) for fewer in SHORTER)
+    return replace(after(steps), shorter=shorter)

@@ -5,21 +5,16 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import eigvalsh
 from scipy.special import stdtrit
 
-from n2nfx.connectivity.bottom import Bottom, bottom
+from n2nfx.connectivity.eigenvalues import Eigenvalues, Method, eigenvalues
 from n2nfx.connectivity.graph import ChannelGraph
-from n2nfx.connectivity.laplacian import Laplacian
-from n2nfx.connectivity.quadrature import Quadrature, quadrature
+from n2nfx.connectivity.quadrature import Quadrature
 from n2nfx.connectivity.times import checked_times
 from n2nfx.errors import CannotOperate, UsageError, did_you_mean
 
-Method = Literal["auto", "dense", "slq"]
 ZeroModes = Literal["paper", "nonzero"]
 
-LARGEST_DENSE = 8_000  # nodes, whose eigenvalues are all found
-PAIRS = 64  # exact ones at the bottom, where late heat is
 FIGURE_4 = np.linspace(0.0, 2.0, 41)
 _CONFIDENCE = 0.95
 
@@ -66,37 +61,62 @@ def scree(
     for K outside of (0, 1] and for times that are negative or not finite, and `CannotOperate`
     where no eigenvalue is counted.
     """
-    fractions, at = _checked(K), checked_times(times)
-    if not np.isfinite(at).all():
-        raise UsageError(
-            "a scree diagram has finite times only; at infinity alpha is 1 if connected"
+    asked = _Asked.of(K, times, zero_modes)
+    return asked.scree(eigenvalues(graph, method, seed))
+
+
+def scree_of(
+    found: Eigenvalues,
+    K: ArrayLike = 0.06,
+    times: ArrayLike = FIGURE_4,
+    *,
+    zero_modes: ZeroModes = "paper",
+) -> Scree:
+    """As `scree`, of eigenvalues that are known already: many times, and these once."""
+    return _Asked.of(K, times, zero_modes).scree(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Of which shares and times, both checked, and from where on eigenvalues count."""
+
+    fractions: np.ndarray
+    times: np.ndarray
+    zero_modes: ZeroModes
+
+    @classmethod
+    def of(cls, K: ArrayLike, times: ArrayLike, zero_modes: ZeroModes) -> "_Asked":
+        fractions, at = _checked(K), checked_times(times)
+        if not np.isfinite(at).all():
+            raise UsageError(
+                "a scree diagram has finite times only; at infinity alpha is 1 if connected"
+            )
+        _require_modes(zero_modes)
+        return cls(fractions, at, zero_modes)
+
+    def scree(self, found: Eigenvalues) -> Scree:
+        zeros = found.components - 1 if self.zero_modes == "paper" else 0
+        counted = zeros + found.n - found.components
+        if not counted:
+            raise CannotOperate("the graph has no eigenvalue that counts: it has no edges")
+        counts = tuple(min(counted, max(1, round(float(k) * found.n))) for k in self.fractions)
+        spectrum = _Spectrum(np.concatenate([np.zeros(zeros), found.known]), found.others)
+        alpha, error = spectrum.alpha(counts, self.times)
+        return Scree(
+            alpha=alpha,
+            low=np.maximum(alpha - error, 0.0),
+            high=np.minimum(alpha + error, 1.0),
+            exact=found.method == "dense",
+            K=self.fractions,
+            counts=counts,
+            times=self.times,
+            zero_modes=self.zero_modes,
+            components=found.components,
+            method=found.method,
+            pairs=counted if found.method == "dense" else found.known.size,
+            tolerance=found.tolerance,
+            seed=found.seed,
         )
-    _known(method, Method, "method")
-    _known(zero_modes, ZeroModes, "zero_modes")
-    laplacian = Laplacian(graph)
-    zeros = laplacian.components - 1 if zero_modes == "paper" else 0
-    counted = zeros + laplacian.n - laplacian.components
-    if not counted:
-        raise CannotOperate("the graph has no eigenvalue that counts: it has no edges")
-    counts = tuple(min(counted, max(1, round(float(k) * laplacian.n))) for k in fractions)
-    dense = method == "dense" or (method == "auto" and laplacian.n <= LARGEST_DENSE)
-    share = _dense(laplacian, zeros) if dense else _sampled(laplacian, zeros, seed)
-    alpha, error = share.alpha(counts, at)
-    return Scree(
-        alpha=alpha,
-        low=np.maximum(alpha - error, 0.0),
-        high=np.minimum(alpha + error, 1.0),
-        exact=dense,
-        K=fractions,
-        counts=counts,
-        times=at,
-        zero_modes=zero_modes,
-        components=laplacian.components,
-        method="dense" if dense else "slq",
-        pairs=counted if dense else share.pairs.size - zeros,
-        tolerance=share.tolerance,
-        seed=seed,
-    )
 
 
 def _checked(K: ArrayLike) -> np.ndarray:
@@ -115,11 +135,11 @@ def _checked(K: ArrayLike) -> np.ndarray:
     return found
 
 
-def _known(word: str, words: object, named: str) -> None:
-    options = get_args(words)
-    if word not in options:
-        told = f"no {named} {word!r}; take {' or '.join(options)}"
-        raise UsageError(told + did_you_mean(str(word), options))
+def _require_modes(zero_modes: str) -> None:
+    options = get_args(ZeroModes)
+    if zero_modes not in options:
+        told = f"no zero_modes {zero_modes!r}; take {' or '.join(options)}"
+        raise UsageError(told + did_you_mean(str(zero_modes), options))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,32 +148,40 @@ class _Spectrum:
 
     pairs: np.ndarray
     others: Quadrature
-    tolerance: float
 
     def alpha(self, counts: tuple[int, ...], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """alpha (len(counts), T), and half of the width of its confidence interval."""
+        """alpha (len(counts), T), and half of the width of its confidence interval.
+
+        Half of it is by chance, a jackknife over the probes; the rest is what the last steps still
+        moved, since where eigenvalues lie dense a probe of few steps sees them in the wrong places.
+        """
         probes = self.others.probes
-        whole = self._share(np.arange(probes), counts, times)
+        every = np.arange(probes)
+        whole = self._share(self.others, every, counts, times)
         if probes in (0, self.others.dimension):
             return whole, np.zeros_like(whole)
         parts = [
-            self._share(np.delete(np.arange(probes), probe), counts, times)
-            for probe in range(probes)
+            self._share(self.others, np.delete(every, probe), counts, times) for probe in every
         ]
         spread = np.sqrt((probes - 1) * np.var(parts, axis=0))
         spread *= np.sqrt(1 - probes / self.others.dimension)  # what no probe is drawn from
-        return whole, stdtrit(probes - 1, (1 + _CONFIDENCE) / 2) * spread
+        moved = [
+            np.abs(self._share(fewer, every, counts, times) - whole)
+            for fewer in self.others.shorter
+        ]
+        by_chance = stdtrit(probes - 1, (1 + _CONFIDENCE) / 2) * spread
+        return whole, by_chance + np.max(moved, axis=0, initial=0.0)
 
-    def _share(self, probes: np.ndarray, counts: tuple[int, ...], times: np.ndarray) -> np.ndarray:
+    def _share(
+        self, rule: Quadrature, probes: np.ndarray, counts: tuple[int, ...], times: np.ndarray
+    ) -> np.ndarray:
         """alpha from some of the probes; where a count falls into one's share, it is divided.
 
         Relative to the lowest eigenvalue, so that late heat does not vanish.
         """
-        each = self.others.dimension / max(probes.size, 1)
-        places = np.concatenate([self.pairs, self.others.places[probes].ravel()])
-        weights = np.concatenate(
-            [np.ones(self.pairs.size), each * self.others.shares[probes].ravel()]
-        )
+        each = rule.dimension / max(probes.size, 1)
+        places = np.concatenate([self.pairs, rule.places[probes].ravel()])
+        weights = np.concatenate([np.ones(self.pairs.size), each * rule.shares[probes].ravel()])
         order = np.argsort(places, kind="stable")
         places, weights = places[order], weights[order]
         heat = weights * np.exp(-np.multiply.outer(times, places - places[0]))
@@ -163,24 +191,3 @@ class _Spectrum:
             for count in counts
         ]
         return np.minimum((np.array(inside) @ heat.T) / heat.sum(axis=1), 1.0)
-
-
-def _dense(laplacian: Laplacian, zeros: int) -> _Spectrum:
-    values = eigvalsh(laplacian.toarray(), overwrite_a=True, check_finite=False)
-    values = np.maximum(values[laplacian.components :], 0.0)
-    none = Quadrature(np.zeros((0, 0)), np.zeros((0, 0)), 0)
-    tolerance = float(np.finfo(np.float64).eps * laplacian.n * laplacian.largest)
-    return _Spectrum(np.concatenate([np.zeros(zeros), values]), none, tolerance)
-
-
-def _sampled(laplacian: Laplacian, zeros: int, seed: int) -> _Spectrum:
-    pairs = min(PAIRS, (laplacian.n - laplacian.components) // 4)
-    exact = bottom(laplacian, pairs, seed) if pairs else _no_pairs(laplacian)
-    others = quadrature(laplacian, exact, seed)
-    values = np.concatenate([np.zeros(zeros), exact.values])
-    return _Spectrum(values, others, exact.tolerance)
-
-
-def _no_pairs(laplacian: Laplacian) -> Bottom:
-    none = np.zeros(0)
-    return Bottom(none, np.zeros((0, laplacian.n)), none, "lanczos", 0.0)

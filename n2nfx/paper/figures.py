@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from n2nfx.connectivity.eigenvalues import Method
 from n2nfx.connectivity.graph import ChannelGraph
-from n2nfx.connectivity.scree import Method, Scree
+from n2nfx.connectivity.scree import Scree
 from n2nfx.paper.networks import Setting, untrained
 from n2nfx.source import network_of
 
