@@ -134,6 +134,15 @@ class TestCertificate:
             error = np.linalg.norm(found.signature[row] - true_heat(graph, time, graph.sources))
             assert error <= found.certificate[row]
 
+    def test_holds_where_rounding_adds_up_over_a_long_series(self) -> None:
+        """Of these thirty, five were wrong by up to twice the certificate."""
+        times = (1.0, 10.0, 100.0, 1e3, 5e3)
+        for seed in range(30):
+            graph = random_graph([2, 3], 1.0, seed)
+            found = heat(graph, times, 1e-13, method="chebyshev")
+            error = np.linalg.norm(found.signature[-1] - true_heat(graph, 5e3, graph.sources))
+            assert error <= found.certificate[-1]
+
     @unhurried
     @given(layered_graphs(scales=(1e-7, 1e-3, 1.0, 1e4)))
     def test_holds_where_weights_differ_by_eleven_orders(self, graph: ChannelGraph) -> None:

@@ -8,6 +8,7 @@ from scipy.special import ive
 
 MOST = 20_000  # products with L in one series; a longer time is walked in several
 _FIRST = 1_000  # products of the first series; each one after it may take twice as many
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)  # of the recurrence; measured: up to 5.3 epsilon
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Series:
     tol: float
 
     def at(self, start: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(T, n) exp(-t L) start, each within `tol` of the length of `start`."""
+        """(T, n) exp(-t L) start, each within its one of `errors` of the length of `start`."""
         half = self.largest / 2
         degree = _degree(half * float(times.max()), self.tol)
         orders = np.arange(degree + 1)
@@ -33,6 +34,10 @@ class Series:
             used = np.flatnonzero(coefficients[:, order])
             found[used] += np.multiply.outer(coefficients[used, order], now)
         return found
+
+    def errors(self, times: np.ndarray) -> np.ndarray:
+        """(T,) what is cut off, and what rounding adds up to over sqrt(t largest / 2) orders."""
+        return self.tol + _ROUNDING * np.sqrt(self.largest / 2 * times)
 
     def longest(self, degree: int) -> float:
         """A time that a series of about this degree reaches: twice the degree is 4 times it."""
@@ -62,10 +67,10 @@ def walk(series: Series, start: np.ndarray, times: np.ndarray, enough: float) ->
             break
         last = min(times[-1], at + series.longest(degree))
         until = int(np.searchsorted(times, last, side="right"))
-        found = series.at(start, np.append(times[done:until], last) - at)
-        error += series.tol * length
-        vectors[done:until], errors[done:until] = found[:-1], error
-        at, start, done, degree = last, found[-1], until, 2 * degree
+        reached = np.append(times[done:until], last) - at
+        found, wrong = series.at(start, reached), error + length * series.errors(reached)
+        vectors[done:until], errors[done:until] = found[:-1], wrong[:-1]
+        at, start, error, done, degree = last, found[-1], float(wrong[-1]), until, 2 * degree
     return Walk(vectors, errors)
 
 
