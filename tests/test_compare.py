@@ -142,9 +142,23 @@ def test_saturation_has_a_sign_that_f_has_not() -> None:
 
 
 def test_the_residual_falls_to_the_threshold_at_the_saturation_time() -> None:
-    found = measure(dense(), [0.0], threshold=0.05)
-    later = measure(dense(), [found.saturation_time])
+    (found,) = measure(dense(), [[0.0]], threshold=0.05)
+    (later,) = measure(dense(), [[found.saturation_time]])
     assert later.heat.residual[0] == pytest.approx(0.05 * math.sqrt(SIZES[0]), rel=5e-3)
+
+
+def test_several_clocks_share_a_run_and_say_what_each_says_alone() -> None:
+    reference, graph = dense(), dense(seed=5)
+    clocks = ("reference", "degree", (0.5, 0.1))
+    together = compare_with(measure(reference, clocks), graph)
+    for clock, found in zip(clocks, together, strict=True):
+        alone = compare(reference, graph, clock)
+        assert (found.convention, found.tau) == (alone.convention, alone.tau)
+        np.testing.assert_array_equal(found.times, alone.times)
+        np.testing.assert_array_equal(found.times_of_graph, alone.times_of_graph)
+        apart = np.abs(found.frobenius - alone.frobenius)
+        assert (apart <= found.certificate + alone.certificate).all()
+        assert found.saturation_time == pytest.approx(alone.saturation_time, rel=1e-3)
 
 
 def test_without_anything_to_spread_there_is_no_ratio() -> None:
@@ -157,7 +171,7 @@ def test_without_anything_to_spread_there_is_no_ratio() -> None:
 def test_one_reference_for_many_graphs_gives_the_same() -> None:
     reference, graph = dense(), dense(seed=5)
     for times in ("reference", "degree", [0.5]):
-        once = compare_with(measure(reference, times), graph)
+        (once,) = compare_with(measure(reference, [times]), graph)
         again = compare(reference, graph, times)
         np.testing.assert_array_equal(once.frobenius, again.frobenius)
         np.testing.assert_array_equal(once.times_of_graph, again.times_of_graph)
@@ -221,7 +235,7 @@ def test_tau_and_threshold_that_cannot_be() -> None:
 def test_without_an_edge_there_is_no_unit_of_time(convention: str) -> None:
     empty = layered((2, 2), [(0, 1, np.zeros((2, 2)))])
     with pytest.raises(n2nfx.UsageError, match="absolute times"):
-        measure(empty, convention)  # pyright: ignore[reportArgumentType]
+        measure(empty, [convention])  # pyright: ignore[reportArgumentType]
 
 
 def test_a_layer_s_spectrum_is_that_of_its_binary_adjacency() -> None:

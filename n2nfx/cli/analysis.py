@@ -16,6 +16,7 @@ from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
 from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius
 from n2nfx.connectivity.scree import Scree, scree_of
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
+from n2nfx.connectivity.times import spans
 from n2nfx.errors import UsageError
 from n2nfx.loading import load
 from n2nfx.network import Network, Origin
@@ -127,9 +128,7 @@ def _reference(name: str, graph: ChannelGraph, asked: Asked) -> Subject:
     known = _eigenvalues(name, graph, asked)
     smallest = _smallest(graph, known)
     _log.info("heat of %s", name)
-    measured = tuple(
-        measure(graph, one, tau=asked.tau, smallest=smallest) for one in asked.conventions
-    )
+    measured = measure(graph, asked.conventions, tau=asked.tau, smallest=smallest)
     return _subject(name, graph, known, smallest, measured, asked)
 
 
@@ -137,7 +136,7 @@ def _compared(reference: Subject, name: str, graph: ChannelGraph, asked: Asked) 
     """One graph against the reference, in every convention of time."""
     known = _eigenvalues(name, graph, asked)
     _log.info("heat of %s", name)
-    found = [compare_with(one, graph) for one in reference.measured]
+    found = compare_with(reference.measured, graph)
     measured = tuple(one.graph for one in found)
     subject = _subject(name, graph, known, _smallest(graph, known), measured, asked)
     return [
@@ -164,12 +163,9 @@ def _subject(
 ) -> Subject:
     curves: tuple[Scree, ...] = ()
     if known is not None:
-        whole = _curve(known, np.concatenate([one.times for one in measured]), asked)
-        ends = np.cumsum([one.times.size for one in measured])
-        curves = tuple(
-            _part(whole, slice(end - one.times.size, end))
-            for end, one in zip(ends, measured, strict=True)
-        )
+        times = [one.times for one in measured]
+        whole = _curve(known, np.concatenate(times), asked)
+        curves = tuple(_part(whole, part) for part in spans(times))
     return Subject(
         name=name,
         graph=graph,
@@ -278,9 +274,9 @@ def draw(found: Study, path: Path) -> Path:
         return plots.save(plots.adjacency(graphs), path)
     times = np.geomspace(*_CURVE, _POINTS) / smallest.value
     reference, *others = graphs
-    measured = measure(graphs[reference], times)
-    compared = {name: compare_with(measured, graphs[name]) for name in others}
-    heats = {reference: measured.heat}
+    measured = measure(graphs[reference], [times])
+    compared = {name: compare_with(measured, graphs[name])[0] for name in others}
+    heats = {reference: measured[0].heat}
     heats |= {name: one.graph.heat for name, one in compared.items()}
     screes = {
         one.name: _curve(one.eigenvalues, times, asked)

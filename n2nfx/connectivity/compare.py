@@ -6,7 +6,7 @@ is given at declared times in two conventions, beside saturation times, which do
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -21,8 +21,10 @@ from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius, matrix_frobeniu
 from n2nfx.connectivity.matrix_frobenius import Method as MatrixMethod
 from n2nfx.connectivity.propagate import Method
 from n2nfx.connectivity.spectrum import Smallest
+from n2nfx.connectivity.times import spans
 from n2nfx.errors import CannotOperate, UsageError, require_kind, require_number
 
+Times = Literal["reference", "degree"] | Iterable[float]
 THRESHOLD = 0.01
 """The share of ||A|| at which heat counts as saturated."""
 
@@ -184,7 +186,7 @@ class Comparison:
 def compare(
     reference: ChannelGraph,
     graph: ChannelGraph,
-    times: Literal["reference", "degree"] | Iterable[float] = "reference",
+    times: Times = "reference",
     *,
     tau: Iterable[float] = TAU,
     threshold: float = THRESHOLD,
@@ -201,55 +203,91 @@ def compare(
     cannot be.
     """
     _require_one_network(reference, graph)
-    measured = measure(reference, times, tau=tau, threshold=threshold, tol=tol, method=method)
-    return compare_with(measured, graph, method=method)
+    (measured,) = measure(reference, (times,), tau=tau, threshold=threshold, tol=tol, method=method)
+    (found,) = compare_with((measured,), graph, method=method)
+    return found
 
 
 def measure(
     graph: ChannelGraph,
-    times: Literal["reference", "degree"] | Iterable[float] = "reference",
+    clocks: Iterable[Times],
     *,
     tau: Iterable[float] = TAU,
     threshold: float = THRESHOLD,
     tol: float = 1e-10,
     method: Method = "auto",
     smallest: Smallest | None = None,
-) -> Measured:
-    """The heat of one graph, at times of which it is the reference; arguments as for `compare`.
+) -> tuple[Measured, ...]:
+    """The heat of one graph, at times of which it is the reference, by several clocks in one run.
 
-    `smallest` is its smallest nonzero eigenvalue, where that is known already.
+    Arguments are those of `compare`, and each of the `clocks` one of its `times`; `smallest` is the
+    graph's smallest nonzero eigenvalue, where that is known already.
     """
     require_number("threshold", threshold)
     if not 0.0 < threshold < 1.0:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
-    if isinstance(times, str):
-        counts, unit = absolute(tau, "tau"), unit_of(times, graph, smallest)
-        convention, counted, found = times, tuple(counts.tolist()), counts / unit.scale
-        of_unit = unit.smallest
-    else:
-        convention, counted, found, of_unit = "absolute", (), absolute(times), None
-    heat = graph.heat(found, tol, method=method)
-    return Measured(graph, convention, counted, found, heat, threshold, of_unit)
+    asked = tuple(clocks)
+    units = any(isinstance(clock, str) for clock in asked)
+    counts = absolute(tau, "tau") if units else np.zeros(0)
+    read = [_Reading.of(graph, clock, counts, smallest) for clock in asked]
+    heats = _heats(graph, [one.times for one in read], tol, method)
+    return tuple(
+        Measured(graph, one.convention, one.tau, one.times, heat, threshold, one.smallest)
+        for one, heat in zip(read, heats, strict=True)
+    )
 
 
 def compare_with(
-    reference: Measured, graph: ChannelGraph, *, method: Method = "auto"
-) -> Comparison:
-    """As `compare`, with a reference whose heat is known already: many graphs, and it once."""
-    _require_one_network(reference.graph, graph)
-    times = reference.times
-    if reference.convention == "degree":
-        times = absolute(reference.tau) / unit_of("degree", graph).scale
-    heat = graph.heat(times, reference.heat.tolerance, method=method)
-    of_reference = reference.heat
-    return Comparison(
-        reference=reference,
-        graph=Measured(
-            graph, reference.convention, reference.tau, times, heat, reference.threshold
-        ),
-        frobenius=np.linalg.norm(of_reference.signature - heat.signature, axis=1),
-        frobenius_saturated=float(np.linalg.norm(of_reference.saturated - heat.saturated)),
+    references: Sequence[Measured], graph: ChannelGraph, *, method: Method = "auto"
+) -> tuple[Comparison, ...]:
+    """As `compare`, with what `measure` gave of the reference: many graphs, and it once."""
+    for one in references:
+        _require_one_network(one.graph, graph)
+    times = [_times_of(graph, one) for one in references]
+    heats = _heats(graph, times, references[0].heat.tolerance, method)
+    return tuple(
+        Comparison(
+            reference=one,
+            graph=Measured(graph, one.convention, one.tau, at, heat, one.threshold),
+            frobenius=np.linalg.norm(one.heat.signature - heat.signature, axis=1),
+            frobenius_saturated=float(np.linalg.norm(one.heat.saturated - heat.saturated)),
+        )
+        for one, at, heat in zip(references, times, heats, strict=True)
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What one clock says: fields as in `Measured`."""
+
+    convention: Convention
+    tau: tuple[float, ...]
+    times: np.ndarray
+    smallest: Smallest | None
+
+    @classmethod
+    def of(
+        cls, graph: ChannelGraph, clock: Times, tau: np.ndarray, smallest: Smallest | None
+    ) -> "_Reading":
+        if not isinstance(clock, str):
+            return cls("absolute", (), absolute(clock), None)
+        unit = unit_of(clock, graph, smallest)
+        return cls(clock, tuple(tau.tolist()), tau / unit.scale, unit.smallest)
+
+
+def _times_of(graph: ChannelGraph, reference: Measured) -> np.ndarray:
+    """The times at which a graph is compared with its reference."""
+    if reference.convention == "degree":
+        return absolute(reference.tau) / unit_of("degree", graph).scale
+    return reference.times
+
+
+def _heats(
+    graph: ChannelGraph, times: Sequence[np.ndarray], tol: float, method: Method
+) -> list[Heat]:
+    """Heat at all times, from one run."""
+    whole = graph.heat(np.concatenate(times), tol, method=method)
+    return [whole.at(part) for part in spans(times)]
 
 
 def _require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:

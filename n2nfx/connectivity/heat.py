@@ -1,7 +1,7 @@
 """Heat over a channel graph: S(t) = exp(-t L) A for many t, certified, and exact at infinity."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -40,6 +40,16 @@ class Heat:
     products: int
     _problem: "_Problem" = field(repr=False)
     _decay: Decay | None = field(repr=False)
+
+    def at(self, places: slice) -> "Heat":
+        """The same at some of its times."""
+        return replace(
+            self,
+            times=self.times[places],
+            signature=self.signature[places],
+            certificate=self.certificate[places],
+            residual=self.residual[places],
+        )
 
     def saturation_time(self, eps: float) -> float:
         """The first t at which R(t) <= eps ||A||, R being certified there to a thousandth of that.

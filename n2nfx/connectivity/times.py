@@ -1,5 +1,8 @@
 """Diffusion times, as they are given by people."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,3 +21,9 @@ def checked_times(times: ArrayLike) -> np.ndarray:
     if wrong.size:
         raise UsageError(f"a time must be 0 or more, not {wrong[0]:g}")
     return found
+
+
+def spans(each: Sequence[np.ndarray]) -> tuple[slice, ...]:
+    """Where every one of some arrays is, once they are one array."""
+    ends = np.cumsum([0, *(one.size for one in each)]).tolist()
+    return tuple(slice(start, end) for start, end in pairwise(ends))

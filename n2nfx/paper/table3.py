@@ -72,7 +72,7 @@ def cells(
 ) -> Iterator[Cell]:
     """The cells of one network, one after the other, from (method, density, pruned graph).
 
-    The heat of the reference is computed once for each convention. Raises as `compare`.
+    The heat of the reference is computed once. Raises as `compare`.
     """
     heats = measured(reference, tau=tau)
     for method, density, graph in pruned:
@@ -81,13 +81,12 @@ def cells(
 
 def measured(reference: ChannelGraph, *, tau: Iterable[float] = TAU) -> tuple[Measured, ...]:
     """The heat of a reference in each convention, to compare any number of graphs with."""
-    tau = tuple(tau)
-    return tuple(measure(reference, convention, tau=tau) for convention in _CONVENTIONS)
+    return measure(reference, _CONVENTIONS, tau=tau)
 
 
-def cell(place: Place, reference: Iterable[Measured], graph: ChannelGraph) -> Cell:
+def cell(place: Place, reference: Sequence[Measured], graph: ChannelGraph) -> Cell:
     """One cell, of a graph and what was measured of its reference. Raises as `compare`."""
-    found = [compare_with(one, graph) for one in reference]
+    found = compare_with(reference, graph)
     figures: dict[str, Figure] = {}
     times: dict[str, tuple[float, float]] = {}
     for one in found:
