@@ -100,7 +100,8 @@ def test_cells_of_graphs_have_every_reading_and_come_back_from_json() -> None:
     assert one.printed == 3.6e-3
     assert (one.nodes, one.edges) == (13, sparse.edges)
     found = n2nfx.compare(dense, sparse, "degree", tau=(1, 5))
-    assert one.figures["degree 5"] == (found.frobenius[1], found.certificate[1])
+    alone = found.frobenius[1], found.certificate[1]  # of a run for this clock only
+    assert tuple(one.figures["degree 5"]) == pytest.approx(alone, rel=1e-9)
     assert one.times["degree 5"] == (found.times[1], found.times_of_graph[1])
     assert all(figure.value == 0 for figure in same.figures.values())
     assert Cell.from_data(json.loads(json.dumps(one.as_data()))) == one
