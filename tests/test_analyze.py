@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 import n2nfx
 from n2nfx.cli import main
-from n2nfx.connectivity.graph import layered
+from n2nfx.connectivity.eigenvalues import Eigenvalues, eigenvalues
+from n2nfx.connectivity.graph import ChannelGraph, layered
 
 NODES = 3072 + 512 + 256 + 128 + 64
 SIZES = (4, 6, 5)
@@ -192,6 +193,27 @@ def test_pictures_and_graphs_are_written(files: tuple[Path, Path], tmp_path: Pat
     np.testing.assert_array_equal(
         written.to_scipy().toarray(), n2nfx.load_graph(whole).to_scipy().toarray()
     )
+
+
+def test_eigenvalues_are_found_once_for_all_that_is_told_of_a_graph(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clocks, a unit of time, a table and a picture, of which each needs them."""
+    found: list[int] = []
+
+    def counted(graph: ChannelGraph, *given: Any) -> Eigenvalues:
+        found.append(graph.edges)
+        return eigenvalues(graph, *given)
+
+    def never(*given: Any) -> None:
+        pytest.fail("the smallest is among those that are known")
+
+    monkeypatch.setattr("n2nfx.cli.analysis.eigenvalues", counted)
+    for room in ("cli.analysis", "connectivity.conventions"):
+        monkeypatch.setattr(f"n2nfx.{room}.smallest_nonzero", never)
+    told = data(*files, "--plot", tmp_path / "all.png")
+    assert found == [graph["edges"] for graph in told["graphs"]]
+    assert all(graph["smallest_nonzero"]["value"] > 0 for graph in told["graphs"])
 
 
 def test_a_picture_of_a_graph_without_an_edge(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from layered_samples import dense_laplacian, layered_graphs, random_graph
 
 from n2nfx.connectivity.bottom import bottom
-from n2nfx.connectivity.eigenvalues import Method
+from n2nfx.connectivity.eigenvalues import Method, eigenvalues
 from n2nfx.connectivity.graph import ChannelGraph, layered
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.quadrature import quadrature
-from n2nfx.connectivity.scree import ZeroModes, scree
+from n2nfx.connectivity.scree import ZeroModes, scree, scree_of
+from n2nfx.connectivity.spectrum import smallest_nonzero
 from n2nfx.errors import CannotOperate, UsageError
 
 unhurried = settings(deadline=None, max_examples=60)
@@ -104,6 +105,19 @@ class TestInterval:
             inside.append((found.low <= exact.alpha) & (exact.alpha <= found.high))
         assert np.mean(inside) >= 0.88
 
+    def test_holds_what_few_steps_miss(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the spectrum is dense chance is not all: what probes alone say held 85%."""
+        monkeypatch.setattr("n2nfx.connectivity.eigenvalues.PAIRS", 8)
+        graph = random_graph([3, 20, 300, 20, 300, 20], 0.5, seed=2)
+        exact = eigenvalues(graph, "dense")
+        times = np.array((0.1, 0.3, 1.0, 3.0, 10.0)) / exact.known[0]
+        true = scree_of(exact, (0.06, 0.1, 0.25), times).alpha
+        inside = []
+        for seed in range(10):
+            found = scree_of(eigenvalues(graph, "slq", seed), (0.06, 0.1, 0.25), times)
+            inside.append((found.low <= true) & (true <= found.high))
+        assert np.mean(inside) >= 0.95
+
     def test_is_narrow(self) -> None:
         graph = random_graph([3, 100, 200, 200, 100, 10], 0.2, seed=3)
         exact = scree(graph, (0.1, 0.25), (0.05, 0.1, 0.5), method="dense")
@@ -144,6 +158,18 @@ class TestInterval:
         true = np.exp(-time * values[9:]).sum()
         assert seen == pytest.approx(true, rel=0.5)
 
+    def test_many_pairs_of_a_graph_that_factors_well(self) -> None:
+        """Found by shift-invert from early on; one pair is not worth a factor."""
+        graph = random_graph([3, 30, 200, 30, 200, 30, 200, 30], 0.5, seed=8)
+        found = bottom(Laplacian(graph), 32, seed=0)
+        values = np.linalg.eigvalsh(dense_laplacian(graph))
+        assert found.method == "shift-invert"
+        assert 16 <= found.values.size <= 32
+        assert found.values[0] == pytest.approx(values[1], rel=1e-10)
+        apart = np.abs(np.subtract.outer(found.values, values)).min(axis=1)
+        assert (apart <= found.residuals + 1e-12 * values[-1]).all()
+        assert bottom(Laplacian(graph), 1, seed=0).method == "lanczos"
+
     @pytest.mark.parametrize("count", [1, 16])
     def test_pairs_of_a_stiff_graph(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("n2nfx.connectivity.bottom.MOST_STEPS", 100)
@@ -154,6 +180,34 @@ class TestInterval:
         values = np.linalg.eigvalsh(dense_laplacian(graph))
         assert found.method == "shift-invert"
         np.testing.assert_allclose(found.values, values[1 : 1 + count], rtol=1e-6)
+
+
+class TestEigenvalues:
+    @unhurried
+    @given(joined, methods)
+    def test_the_smallest_is_that_of_the_graph(self, graph: ChannelGraph, method: Method) -> None:
+        found, alone = eigenvalues(graph, method), smallest_nonzero(graph)
+        assert found.components == alone.components
+        if found.smallest is None:
+            assert method == "slq"
+            assert graph.n - found.components < 4
+            return
+        assert found.smallest.value == pytest.approx(alone.value, rel=1e-8, abs=alone.tolerance)
+        assert found.smallest.certified == (method == "dense")
+        assert found.known.size == found.residuals.size
+        assert found.known.size + found.others.dimension == graph.n - found.components
+
+    @unhurried
+    @given(joined, methods, modes)
+    def test_many_curves_are_of_one_spectrum(
+        self, graph: ChannelGraph, method: Method, mode: ZeroModes
+    ) -> None:
+        found = eigenvalues(graph, method, 3)
+        once = scree(graph, FRACTIONS, TIMES, method=method, zero_modes=mode, seed=3)
+        again = scree_of(found, FRACTIONS, TIMES, zero_modes=mode)
+        np.testing.assert_array_equal(again.alpha, once.alpha)
+        np.testing.assert_array_equal(again.high, once.high)
+        assert (again.counts, again.pairs, again.seed) == (once.counts, once.pairs, 3)
 
 
 class TestBadInput:
