@@ -4,8 +4,8 @@
 
 Each command is a process of its own, as a user starts it; a round runs all of them once. Seconds
 are of the clock and of the processor, everything from the start of Python on, and medians; memory
-is the peak. `graph alone` is the same command without eigenvalues, and heat at one early time only:
-building, tracing, the channel graph and its reach. The last line is the slope of the logarithm of
+is the peak. `graph alone` is a process that builds the model, traces it and makes the channel graph,
+and nothing else. The last line is the slope of the logarithm of
 the seconds over that of the edges, where graphs have a million of them or more.
 """
 
@@ -26,7 +26,13 @@ MODELS = (
     "resnet18", "resnet50", "swin_t", "efficientnet_b4", "resnet152", "vit_b_16", "convnext_base",
     "wide_resnet101_2", "vgg16", "vit_l_16",
 )  # fmt: skip
-GRAPH_ALONE = ("--alpha", "none", "--times", "1e-6")
+GRAPH_ALONE = """
+import sys
+from n2nfx.connectivity import channel_graph
+from n2nfx.source import network_of
+graph = channel_graph(network_of(sys.argv[1]))
+print(f'{{"nodes": {graph.n}, "edges": {graph.edges}}}')
+"""
 
 
 @dataclass
@@ -42,12 +48,13 @@ class Row:
 
     def run(self, model: str) -> None:
         command = [sys.executable, "-m", "n2nfx", "analyze", model, "--json"]
-        clock, processor, megabytes, told = cost(command)
-        self.nodes, self.edges = told["graphs"][0]["nodes"], told["graphs"][0]["edges"]
+        clock, processor, megabytes, _ = cost(command)
         self.clock.append(clock)
         self.processor.append(processor)
         self.megabytes = max(self.megabytes, megabytes)
-        self.alone.append(cost([*command, *GRAPH_ALONE])[0])
+        alone, _, _, told = cost([sys.executable, "-c", GRAPH_ALONE, model])
+        self.alone.append(alone)
+        self.nodes, self.edges = told["nodes"], told["edges"]
 
 
 def cost(command: list[str]) -> tuple[float, float, float, dict]:

@@ -17,7 +17,7 @@ _CHECK = 20  # steps between two looks
 _HALFWAY = MOST_STEPS // 2  # from here on, few pairs that are found will not become many
 _EARLY, _MANY = 40, 16  # from here on, where so many are looked for and a solve is cheap
 _CHEAP = 8  # entries of the factor for each edge
-_READ = 2**33  # entries of a factor that solves may read, beyond those that find most pairs
+_READ = 2**33  # entries of the factor that more solves may read than find the pairs that lie apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def _inverted(laplacian: Laplacian, start: np.ndarray, count: int, pole: float) 
     spectrum later ones go on depends on what a solve costs.
     """
     factor = Elimination(laplacian, pole, 1.0, keep=True, backwards=False)
-    affordable = min(4 * count, max(2 * count, _READ // factor.entries)) + 40
+    affordable = min(4 * count, max(count, _READ // factor.entries)) + 40
     steps = min(MOST_STEPS, affordable, laplacian.n - laplacian.components)
     run = Lanczos(factor.solve, laplacian.project, start, steps)
     run.extend(steps)
