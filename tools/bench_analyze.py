@@ -4,9 +4,9 @@
 
 Each command is a process of its own, as a user starts it; a round runs all of them once. Seconds
 are of the clock and of the processor, everything from the start of Python on, and medians; memory
-is the peak. `graph alone` is a process that builds the model, traces it and makes the channel graph,
-and nothing else. The last line is the slope of the logarithm of
-the seconds over that of the edges, where graphs have a million of them or more.
+is the peak. `graph alone` is a process that builds the model, traces it and makes its channel
+graph, and nothing else. The last line is the slope of the logarithm of the seconds over that of the
+edges, where graphs have a million of them or more.
 """
 
 import argparse
