@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from n2nfx.connectivity.elimination import Elimination
-from n2nfx.connectivity.elimination_order import can_be_factored, elimination_order
+from n2nfx.connectivity.elimination_order import elimination_order
 from n2nfx.connectivity.lanczos import Lanczos
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.connectivity.propagate import MOST_STEPS
@@ -48,23 +48,21 @@ def bottom(laplacian: Laplacian, count: int, seed: int) -> Bottom:
     limit = max(1, min(MOST_STEPS, laplacian.n - laplacian.components))
     tolerance = TOLERANCE * laplacian.largest
     run = Lanczos(laplacian.__matmul__, laplacian.project, start, limit)
-    invertible = can_be_factored(laplacian)
-    enough = _EARLY if invertible and count >= _MANY and _cheap(laplacian) else _HALFWAY
+    order = elimination_order(laplacian)
+    early = count >= _MANY and order.entries <= _CHEAP * laplacian.edges
+    enough = _EARLY if early else _HALFWAY
     while True:
         run.extend(_CHECK)
         ritz = run.ritz()
-        residuals = ritz.beyond * np.abs(ritz.vectors[-1, :count])
+        lower = min(count, run.steps // 2)  # the upper end is found too, and does not count
+        residuals = ritz.beyond * np.abs(ritz.vectors[-1, :lower])
         if run.exhausted or (run.steps >= 2 * count and residuals.max() <= tolerance):
             break
-        if invertible and run.steps >= enough and 8 * _small(residuals, tolerance) < count:
+        if order.fits and run.steps >= enough and 8 * _small(residuals, tolerance) < count:
             break
-    if invertible and 2 * _small(residuals, tolerance) < residuals.size:
+    if order.fits and 2 * _small(residuals, tolerance) < residuals.size:
         return _inverted(laplacian, start, count, 10 / max(float(ritz.values[0]), tolerance))
     return _verified(laplacian, ritz.vectors[:, :count].T @ run.basis, "lanczos")
-
-
-def _cheap(laplacian: Laplacian) -> bool:
-    return elimination_order(laplacian).entries <= _CHEAP * laplacian.edges
 
 
 def _small(residuals: np.ndarray, tolerance: float) -> int:

@@ -20,6 +20,11 @@ class Order:
     groups: tuple[int, ...]
     entries: int
 
+    @property
+    def fits(self) -> bool:
+        """Whether the factor takes no more than 2 GiB."""
+        return self.entries <= LARGEST_FACTOR
+
 
 def elimination_order(laplacian: Laplacian, *, backwards: bool = False) -> Order:
     """The widest groups first that are cheap to take out, then the others from the first on.
@@ -38,11 +43,6 @@ def elimination_order(laplacian: Laplacian, *, backwards: bool = False) -> Order
     for group in sorted(groups.near, reverse=backwards):
         groups.eliminate(group)
     return Order(tuple(groups.order), groups.entries)
-
-
-def can_be_factored(laplacian: Laplacian) -> bool:
-    """Whether the factor fits into 2 GiB."""
-    return elimination_order(laplacian).entries <= LARGEST_FACTOR
 
 
 def is_diagonal(weights: Matrix) -> bool:

@@ -9,7 +9,7 @@ from scipy.fft import dct
 
 from n2nfx.connectivity.chebyshev import Series, walk
 from n2nfx.connectivity.elimination import Elimination
-from n2nfx.connectivity.elimination_order import can_be_factored
+from n2nfx.connectivity.elimination_order import elimination_order
 from n2nfx.connectivity.lanczos import Lanczos, Ritz
 from n2nfx.connectivity.laplacian import Laplacian
 
@@ -97,7 +97,7 @@ def propagate(
         return _by_shift_invert(laplacian, start, times, tol)
     found = _by_lanczos(laplacian, start, times, tol)
     missed = _missed(found, times, tol)
-    if method == "lanczos" or not missed.size or not can_be_factored(laplacian):
+    if method == "lanczos" or not missed.size or not elimination_order(laplacian).fits:
         return found
     other = _by_shift_invert(laplacian, start, times[missed], tol)
     better = other.errors.max() < found.errors[missed].max()

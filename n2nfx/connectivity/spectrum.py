@@ -8,7 +8,7 @@ from scipy.linalg import eigh, ldl
 
 from n2nfx.connectivity.bottom import bottom
 from n2nfx.connectivity.elimination import Elimination, UnstablePivots, negative
-from n2nfx.connectivity.elimination_order import can_be_factored
+from n2nfx.connectivity.elimination_order import elimination_order
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.laplacian import Laplacian
 from n2nfx.errors import CannotOperate, UsageError
@@ -75,7 +75,7 @@ def inertia(graph: ChannelGraph, sigma: float) -> int:
 
 
 def _inertia(laplacian: Laplacian, sigma: float) -> int:
-    if not can_be_factored(laplacian):
+    if not elimination_order(laplacian).fits:
         raise CannotOperate("counting eigenvalues takes a factor of more than 2 GiB here")
     for backwards in (False, True):
         try:
