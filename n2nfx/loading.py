@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from n2nfx import artifact, models, recorded
 from n2nfx.atomic import as_path
 from n2nfx.bind import as_it_acts, bind, plain_state
-from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, described
+from n2nfx.errors import DamagedFile, N2nfxError, UsageError, described
 from n2nfx.graphmodule import graphs_of, parts_of, recompile
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network, Probe, Step
@@ -37,7 +37,8 @@ def load(
     on `example`, by default what a name brings with it, or zeros: a model whose forward looks at
     values may need the one that it was transformed with. Passes
     that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
-    must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model.
+    must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model, and
+    `UsageError` where one must be handed in.
     """
     path = as_path(directory)
     found = recorded.read(path)
@@ -57,7 +58,7 @@ def _rebuild(
     """The network as the passes left it: the same graph, masks and weights still to come."""
     origin = plan.origin
     if model is None and (origin.name is None or ".py:" in origin.name):
-        raise CannotOperate(
+        raise UsageError(
             f"{path} was made from {origin.told}, which must be handed in: --model "
             "file.py:function (load(..., model=) in Python)"
         )

@@ -266,6 +266,6 @@ def test_an_artifact_of_ones_own_model_asks_for_the_option_that_hands_it_in(tmp_
     )
     n2nfx.transform(f"{net}:build", density=0.5).save(tmp_path / "out")
     result = run(tmp_path / "out")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert f"was made from {net}:build, which must be handed in: --model" in result.stderr
     assert run(tmp_path / "out", "--model", f"{net}:build").exit_code == 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import n2nfx
 from n2nfx import artifact
-from n2nfx.errors import CannotOperate, DamagedFile, N2nfxError, UsageError
+from n2nfx.errors import DamagedFile, N2nfxError, UsageError
 from n2nfx.network import Network
 from n2nfx.outcome import Outcome
 from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem
@@ -132,7 +132,7 @@ def test_the_plan_says_how_it_was_made(tmp_path: Path) -> None:
 def test_a_module_must_be_handed_in_again_and_the_error_says_so(tmp_path: Path) -> None:
     small().save(tmp_path / "out")
     made = r"made from a module \(torch.nn.modules.container.Sequential\), which must be handed in"
-    with pytest.raises(CannotOperate, match=f"{made}: --model .*load.*model="):
+    with pytest.raises(UsageError, match=f"{made}: --model .*load.*model="):
         n2nfx.load(tmp_path / "out")
 
 
@@ -140,7 +140,7 @@ def test_a_module_of_no_recorded_class_is_said_to_be_one(tmp_path: Path) -> None
     network = n2nfx.trace(chain(), IMAGE)
     Pipeline([RandomPruning(0.3)])(network).save(tmp_path / "out")
     made = r"made from a module \(of no recorded class\), which must be handed in"
-    with pytest.raises(CannotOperate, match=f"{made}: --model .*load.*model="):
+    with pytest.raises(UsageError, match=f"{made}: --model .*load.*model="):
         n2nfx.load(tmp_path / "out")
 
 

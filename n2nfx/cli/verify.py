@@ -43,16 +43,11 @@ def _rebuild(directory: Path, found: "Recorded", model: str | None) -> None:
     """Build the model again; raises DamagedFile where it is not the one recorded."""
     from n2nfx import artifact
     from n2nfx.cli.narrate import narrated
-    from n2nfx.errors import DamagedFile, UsageError
+    from n2nfx.errors import DamagedFile
     from n2nfx.loading import load
     from n2nfx.plan import count
     from n2nfx.rehearsal import misfits
 
-    origin = found.plan.origin
-    if model is None and (origin.name is None or ".py:" in origin.name):
-        raise UsageError(
-            f"{directory}: was made from {origin.told}; hand it in: --model file.py:function"
-        )
     with narrated():
         network = load(directory, model)
     if count(network) != found.plan.counts:
