@@ -243,9 +243,15 @@ def test_a_picture_of_a_graph_without_an_edge(tmp_path: Path) -> None:
         (["{folder}"], 4, "plan.json"),
     ],
 )
-def test_what_cannot_be_is_told(
-    files: tuple[Path, Path], tmp_path: Path, arguments: list[str], code: int, told: str
+def test_what_cannot_be_is_told_before_anything_is_computed(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("n2nfx.cli.analysis.eigenvalues", lambda *given: pytest.fail("too early"))
     other, broken = tmp_path / "other.npz", tmp_path / "broken.npz"
     layered((2, 2), [(0, 1, np.ones((2, 2)))]).save(other)
     broken.write_bytes(b"no graph at all")
@@ -254,6 +260,14 @@ def test_what_cannot_be_is_told(
     assert result.exit_code == code, result.output
     assert told in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("option", ["tau", "times", "k"])
+def test_numbers_that_cannot_be_are_refused_before_anything_is_built(option: str) -> None:
+    result = run("no-such-model", f"--{option}", "-1")
+    assert result.exit_code == 2
+    assert "not -1" in result.stderr
+    assert "no-such-model" not in result.stderr
 
 
 def test_an_artifact_of_ones_own_model_asks_for_the_option_that_hands_it_in(tmp_path: Path) -> None:

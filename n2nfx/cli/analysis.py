@@ -9,12 +9,19 @@ import numpy as np
 
 from n2nfx.connectivity import channel_graph
 from n2nfx.connectivity.bipartite import LayerSpectrum, layer_spectra
-from n2nfx.connectivity.compare import Comparison, Measured, compare_with, measure
+from n2nfx.connectivity.compare import (
+    Comparison,
+    Measured,
+    compare_with,
+    measure,
+    require_one_network,
+)
+from n2nfx.connectivity.conventions import absolute
 from n2nfx.connectivity.eigenvalues import Eigenvalues, eigenvalues
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.graph_files import SUFFIXES, load_graph
 from n2nfx.connectivity.matrix_frobenius import MatrixFrobenius
-from n2nfx.connectivity.scree import Scree, scree_of
+from n2nfx.connectivity.scree import Scree, checked_fractions, scree_of
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
 from n2nfx.connectivity.times import spans
 from n2nfx.errors import UsageError
@@ -115,12 +122,23 @@ def study(**given: Any) -> Study:
     `DamagedFile` for a file.
     """
     asked = Asked(**given)
+    _require_numbers(asked)
     graphs = _graphs(asked)
     name, *others = graphs
+    for other in others:
+        require_one_network(graphs[name], graphs[other])
     reference = _reference(name, graphs[name], asked)
     found = [one for other in others for one in _compared(reference, other, graphs[other], asked)]
     subjects = dict.fromkeys([reference, *(one.graph for one in found)])
     return Study(asked, tuple(subjects), tuple(found))
+
+
+def _require_numbers(asked: Asked) -> None:
+    """Refuse times and shares that cannot be before anything is built."""
+    absolute(asked.tau, "tau")
+    if asked.times is not None:
+        absolute(asked.times)
+    checked_fractions(asked.k)
 
 
 def _reference(name: str, graph: ChannelGraph, asked: Asked) -> Subject:

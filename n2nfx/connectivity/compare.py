@@ -202,7 +202,7 @@ def compare(
     Raises `UsageError` for graphs of two different networks, with what differs, and for times that
     cannot be.
     """
-    _require_one_network(reference, graph)
+    require_one_network(reference, graph)
     (measured,) = measure(reference, (times,), tau=tau, threshold=threshold, tol=tol, method=method)
     (found,) = compare_with((measured,), graph, method=method)
     return found
@@ -242,7 +242,7 @@ def compare_with(
 ) -> tuple[Comparison, ...]:
     """As `compare`, with what `measure` gave of the reference: many graphs, and it once."""
     for one in references:
-        _require_one_network(one.graph, graph)
+        require_one_network(one.graph, graph)
     times = [_times_of(graph, one) for one in references]
     heats = _heats(graph, times, references[0].heat.tolerance, method)
     return tuple(
@@ -290,7 +290,8 @@ def _heats(
     return [whole.at(part) for part in spans(times)]
 
 
-def _require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:
+def require_one_network(reference: ChannelGraph, graph: ChannelGraph) -> None:
+    """Raise `UsageError` for graphs of two different networks, with what differs."""
     for one in (reference, graph):
         require_kind(one, ChannelGraph, "graphs are compared, n2nfx.channel_graph(network)")
     if found := difference(reference, graph):

@@ -86,7 +86,7 @@ class _Asked:
 
     @classmethod
     def of(cls, K: ArrayLike, times: ArrayLike, zero_modes: ZeroModes) -> "_Asked":
-        fractions, at = _checked(K), checked_times(times)
+        fractions, at = checked_fractions(K), checked_times(times)
         if not np.isfinite(at).all():
             raise UsageError(
                 "a scree diagram has finite times only; at infinity alpha is 1 if connected"
@@ -119,7 +119,8 @@ class _Asked:
         )
 
 
-def _checked(K: ArrayLike) -> np.ndarray:
+def checked_fractions(K: ArrayLike) -> np.ndarray:
+    """(len(K),) float64. Raises `UsageError` for none, and for what is no fraction above 0."""
     try:
         found = np.atleast_1d(np.asarray(K, dtype=np.float64))
     except (TypeError, ValueError) as error:
