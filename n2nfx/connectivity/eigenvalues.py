@@ -57,8 +57,8 @@ class Eigenvalues:
 def eigenvalues(graph: ChannelGraph, method: Method = "auto", seed: int = 0) -> Eigenvalues:
     """All eigenvalues up to 8,000 nodes (n^3 of time, n^2 of memory), or else by `slq`.
 
-    That is 64 exact pairs at the bottom and 32 probes of 50 steps each, in time linear in the
-    edges. Raises `UsageError` for another method.
+    That is up to 64 exact pairs at the bottom and 32 probes of 50 steps each, in time linear in
+    the edges. Raises `UsageError` for another method.
     """
     if method not in get_args(Method):
         near = did_you_mean(str(method), get_args(Method))

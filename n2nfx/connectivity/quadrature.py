@@ -24,7 +24,7 @@ class Quadrature:
 
     Over all probes they stand for `dimension` eigenvalues, those beside the null space and the
     exact pairs. With as many probes as dimensions, which are orthonormal, nothing is random.
-    `shorter` is what the same probes gave after fewer steps, if that was no less than they have.
+    `shorter` is what the same probes gave after fewer steps; none where further steps give no more.
     """
 
     places: np.ndarray
@@ -70,14 +70,13 @@ def quadrature(laplacian: Laplacian, exact: Bottom, seed: int) -> Quadrature:
         before, now = now, following * np.divide(1, lengths, where=lengths > 0, out=0 * lengths)
     low = exact.values[0] if exact.values.size else 0.0
 
-    def after(steps: int) -> Quadrature:
+    def after(taken: int) -> Quadrature:
         rules = [
-            eigh_tridiagonal(diagonal[:steps, probe], beside[1:steps, probe])
+            eigh_tridiagonal(diagonal[:taken, probe], beside[1:taken, probe])
             for probe in range(probes)
         ]
         places = np.clip([values for values, _ in rules], low, laplacian.largest)
         return Quadrature(places, np.array([vectors[0] ** 2 for _, vectors in rules]), dimension)
 
-    whole = steps == dimension
-    shorter = () if whole else tuple(after(fewer) for fewer in SHORTER)
+    shorter = () if steps == dimension else tuple(after(fewer) for fewer in SHORTER)
     return replace(after(steps), shorter=shorter)

@@ -56,10 +56,10 @@ def scree(
 ) -> Scree:
     """alpha(K, t) for one or more fractions K of the eigenvalues; `times` are Fig. 4's by default.
 
-    Up to 8,000 nodes from all eigenvalues (n^3 of time, n^2 of memory); above, from 64 exact pairs
-    at the bottom and 32 probes of 50 steps each, in time linear in the edges. Raises `UsageError`
-    for K outside of (0, 1] and for times that are negative or not finite, and `CannotOperate`
-    where no eigenvalue is counted.
+    Up to 8,000 nodes from all eigenvalues (n^3 of time, n^2 of memory); above, from up to 64 exact
+    pairs at the bottom and 32 probes of 50 steps each, in time linear in the edges. Raises
+    `UsageError` for K outside of (0, 1] and for times that are negative or not finite, and
+    `CannotOperate` where no eigenvalue is counted.
     """
     asked = _Asked.of(K, times, zero_modes)
     return asked.scree(eigenvalues(graph, method, seed))
@@ -153,8 +153,8 @@ class _Spectrum:
     def alpha(self, counts: tuple[int, ...], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """alpha (len(counts), T), and half of the width of its confidence interval.
 
-        Half of it is by chance, a jackknife over the probes; the rest is what the last steps still
-        moved, since where eigenvalues lie dense a probe of few steps sees them in the wrong places.
+        One part of it is chance, by a jackknife over the probes; the other is what the last steps
+        still moved, since where eigenvalues lie dense few steps put them in the wrong places.
         """
         probes = self.others.probes
         every = np.arange(probes)
