@@ -17,6 +17,7 @@ from n2nfx.connectivity.bipartite import layer_spectra
 from n2nfx.connectivity.compare import compare, compare_with, measure
 from n2nfx.connectivity.conventions import mean_degree
 from n2nfx.connectivity.graph import Block, ChannelGraph, Group, Matrix, layered, shape_of
+from n2nfx.connectivity.spectrum import Smallest
 
 SIZES = (3, 5, 4, 2)
 PAIRS = ((0, 1), (1, 2), (2, 3), (0, 2))  # the last is a skip
@@ -142,8 +143,8 @@ def test_saturation_has_a_sign_that_f_has_not() -> None:
 
 
 def test_the_residual_falls_to_the_threshold_at_the_saturation_time() -> None:
-    (found,) = measure(dense(), [[0.0]], threshold=0.05)
-    (later,) = measure(dense(), [[found.saturation_time]])
+    (found,) = measure(dense(), ([0.0],), threshold=0.05)
+    (later,) = measure(dense(), ([found.saturation_time],))
     assert later.heat.residual[0] == pytest.approx(0.05 * math.sqrt(SIZES[0]), rel=5e-3)
 
 
@@ -171,7 +172,7 @@ def test_without_anything_to_spread_there_is_no_ratio() -> None:
 def test_one_reference_for_many_graphs_gives_the_same() -> None:
     reference, graph = dense(), dense(seed=5)
     for times in ("reference", "degree", [0.5]):
-        (once,) = compare_with(measure(reference, [times]), graph)
+        (once,) = compare_with(measure(reference, (times,)), graph)
         again = compare(reference, graph, times)
         np.testing.assert_array_equal(once.frobenius, again.frobenius)
         np.testing.assert_array_equal(once.times_of_graph, again.times_of_graph)
@@ -235,7 +236,13 @@ def test_tau_and_threshold_that_cannot_be() -> None:
 def test_without_an_edge_there_is_no_unit_of_time(convention: str) -> None:
     empty = layered((2, 2), [(0, 1, np.zeros((2, 2)))])
     with pytest.raises(n2nfx.UsageError, match="absolute times"):
-        measure(empty, [convention])  # pyright: ignore[reportArgumentType]
+        measure(empty, (convention,))  # pyright: ignore[reportArgumentType]
+
+
+def test_an_eigenvalue_that_rounding_hides_is_no_unit_of_time() -> None:
+    hidden = Smallest(0.0, False, 1, 1e-14, "dense", 1e-14, 0)
+    with pytest.raises(n2nfx.CannotOperate, match="no unit of time: take the convention degree"):
+        measure(dense(), ("reference",), smallest=hidden)
 
 
 def test_a_layer_s_spectrum_is_that_of_its_binary_adjacency() -> None:

@@ -118,6 +118,25 @@ class TestInterval:
             inside.append((found.low <= true) & (true <= found.high))
         assert np.mean(inside) >= 0.95
 
+    def test_holds_where_small_eigenvalues_crowd(self) -> None:
+        """All steps see 400 of them at the same place or two, so that nothing moves any more."""
+        generator = np.random.default_rng(0)
+        inner = generator.random((150, 150)) * (generator.random((150, 150)) < 0.5)
+        pendant = np.zeros((400, 150))
+        pendant[np.arange(400), generator.integers(0, 150, 400)] = 10 ** generator.uniform(
+            -5, -1, 400
+        )
+        blocks = [(0, 1, generator.random((150, 20))), (1, 2, inner), (2, 3, pendant)]
+        graph = layered([20, 150, 150, 400], blocks)
+        exact = eigenvalues(graph, "dense")
+        times = np.array((0.1, 1.0, 5.0, 20.0)) / exact.known[0]
+        true = scree_of(exact, (0.01, 0.06, 0.25), times).alpha
+        for seed in range(3):
+            found = scree_of(eigenvalues(graph, "slq", seed), (0.01, 0.06, 0.25), times)
+            assert (found.low <= true + 1e-9).all()
+            assert (true <= found.high + 1e-9).all()
+            assert (found.high - found.low)[:, -1].max() < 1e-6
+
     def test_is_narrow(self) -> None:
         graph = random_graph([3, 100, 200, 200, 100, 10], 0.2, seed=3)
         exact = scree(graph, (0.1, 0.25), (0.05, 0.1, 0.5), method="dense")
@@ -170,6 +189,17 @@ class TestInterval:
         assert (apart <= found.residuals + 1e-12 * values[-1]).all()
         assert bottom(Laplacian(graph), 1, seed=0).method == "lanczos"
 
+    def test_a_large_factor_is_read_less_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        graph = random_graph([3, 30, 200, 30, 200, 30, 200, 30], 0.5, seed=8)
+        laplacian, values = Laplacian(graph), np.linalg.eigvalsh(dense_laplacian(graph))
+        often = bottom(laplacian, 32, seed=0)
+        monkeypatch.setattr("n2nfx.connectivity.bottom._READ", 0)
+        seldom = bottom(laplacian, 32, seed=0)
+        assert seldom.method == often.method == "shift-invert"
+        assert 0 < seldom.values.size < often.values.size
+        apart = np.abs(np.subtract.outer(seldom.values, values)).min(axis=1)
+        assert (apart <= seldom.residuals + 1e-12 * values[-1]).all()
+
     @pytest.mark.parametrize("count", [1, 16])
     def test_pairs_of_a_stiff_graph(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("n2nfx.connectivity.bottom.MOST_STEPS", 100)
@@ -197,17 +227,27 @@ class TestEigenvalues:
         assert found.known.size == found.residuals.size
         assert found.known.size + found.others.dimension == graph.n - found.components
 
-    @unhurried
-    @given(joined, methods, modes)
-    def test_many_curves_are_of_one_spectrum(
-        self, graph: ChannelGraph, method: Method, mode: ZeroModes
-    ) -> None:
-        found = eigenvalues(graph, method, 3)
-        once = scree(graph, FRACTIONS, TIMES, method=method, zero_modes=mode, seed=3)
-        again = scree_of(found, FRACTIONS, TIMES, zero_modes=mode)
-        np.testing.assert_array_equal(again.alpha, once.alpha)
-        np.testing.assert_array_equal(again.high, once.high)
-        assert (again.counts, again.pairs, again.seed) == (once.counts, once.pairs, 3)
+    def test_many_times_at_once_are_each_time_alone(self) -> None:
+        graph = random_graph([3, 100, 100], 0.2, seed=4)
+        found = eigenvalues(graph, "slq", 3)
+        once = scree_of(found, FRACTIONS, TIMES)
+        for place, time in enumerate(TIMES):
+            alone = scree(graph, FRACTIONS, time, method="slq", seed=3)
+            np.testing.assert_allclose(once.alpha[:, place], alone.alpha[:, 0], rtol=1e-12)
+            np.testing.assert_allclose(once.high[:, place], alone.high[:, 0], rtol=1e-9)
+
+    @pytest.mark.parametrize("joint", [1e-12, 1e-14, 1e-16])
+    def test_one_that_rounding_hides_is_not_the_smallest(self, joint: float) -> None:
+        """Two halves that hardly touch: all eigenvalues at once are right to 1e-11 here."""
+        generator = np.random.default_rng(9)
+        sizes = (100, 150, 150, 100)
+        blocks = [
+            (at, at + 1, scale * generator.random((sizes[at + 1], sizes[at])))
+            for at, scale in enumerate((1.0, joint, 1.0))
+        ]
+        graph = layered(sizes, blocks)
+        assert eigenvalues(graph, "dense").smallest is None
+        assert 0 < smallest_nonzero(graph).value < 1e3 * joint
 
 
 class TestBadInput:

@@ -134,11 +134,13 @@ def study(**given: Any) -> Study:
 
 
 def _require_numbers(asked: Asked) -> None:
-    """Refuse times and shares that cannot be before anything is built."""
-    absolute(asked.tau, "tau")
-    if asked.times is not None:
+    """Refuse times and shares that cannot be before anything is built, those that are read."""
+    if asked.times is None:
+        absolute(asked.tau, "tau")
+    else:
         absolute(asked.times)
-    checked_fractions(asked.k)
+    if asked.alpha != "none":
+        checked_fractions(asked.k)
 
 
 def _reference(name: str, graph: ChannelGraph, asked: Asked) -> Subject:
@@ -292,7 +294,7 @@ def draw(found: Study, path: Path) -> Path:
         return plots.save(plots.adjacency(graphs), path)
     times = np.geomspace(*_CURVE, _POINTS) / smallest.value
     reference, *others = graphs
-    measured = measure(graphs[reference], [times])
+    measured = measure(graphs[reference], (times,))
     compared = {name: compare_with(measured, graphs[name])[0] for name in others}
     heats = {reference: measured[0].heat}
     heats |= {name: one.graph.heat for name, one in compared.items()}

@@ -17,7 +17,7 @@ _CHECK = 20  # steps between two looks
 _HALFWAY = MOST_STEPS // 2  # from here on, few pairs that are found will not become many
 _EARLY, _MANY = 40, 16  # from here on, where so many are looked for and a solve is cheap
 _CHEAP = 8  # entries of the factor for each edge
-_READ = 2**33  # entries of the factor that more solves may read than find the pairs that lie apart
+_READ = 2**33  # entries that solves read at most, above one solve a pair
 
 
 @dataclass(frozen=True, eq=False)

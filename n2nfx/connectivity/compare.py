@@ -210,7 +210,7 @@ def compare(
 
 def measure(
     graph: ChannelGraph,
-    clocks: Iterable[Times],
+    clocks: tuple[Times, ...],
     *,
     tau: Iterable[float] = TAU,
     threshold: float = THRESHOLD,
@@ -226,10 +226,9 @@ def measure(
     require_number("threshold", threshold)
     if not 0.0 < threshold < 1.0:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
-    asked = tuple(clocks)
-    units = any(isinstance(clock, str) for clock in asked)
+    units = any(isinstance(clock, str) for clock in clocks)
     counts = absolute(tau, "tau") if units else np.zeros(0)
-    read = [_Reading.of(graph, clock, counts, smallest) for clock in asked]
+    read = [_Reading.of(graph, clock, counts, smallest) for clock in clocks]
     heats = _heats(graph, [one.times for one in read], tol, method)
     return tuple(
         Measured(graph, one.convention, one.tau, one.times, heat, threshold, one.smallest)

@@ -8,7 +8,7 @@ import numpy as np
 
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.spectrum import Smallest, smallest_nonzero
-from n2nfx.errors import UsageError, did_you_mean
+from n2nfx.errors import CannotOperate, UsageError, did_you_mean
 
 Convention = Literal["reference", "degree", "absolute"]
 TAU = (0.1, 1.0, 5.0, 20.0)
@@ -30,7 +30,7 @@ def unit_of(convention: str, graph: ChannelGraph, smallest: Smallest | None = No
 
     By "reference" the scale is its smallest nonzero eigenvalue, which is found where it is not
     given, by "degree" its mean degree. Raises `UsageError` for another convention, and for a graph
-    without an edge, which has no unit.
+    without an edge, which has no unit, and `CannotOperate` where rounding hides the eigenvalue.
     """
     if convention not in _UNITS:
         raise UsageError(
@@ -41,6 +41,11 @@ def unit_of(convention: str, graph: ChannelGraph, smallest: Smallest | None = No
     if convention == "degree":
         return Unit(degree)
     smallest = smallest or smallest_nonzero(graph)
+    if not smallest.value:
+        raise CannotOperate(
+            "rounding hides the smallest nonzero eigenvalue from zero, so that it is no unit of "
+            "time: take the convention degree, or absolute times"
+        )
     return Unit(smallest.value, smallest)
 
 

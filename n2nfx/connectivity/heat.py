@@ -42,7 +42,7 @@ class Heat:
     _decay: Decay | None = field(repr=False)
 
     def at(self, places: slice) -> "Heat":
-        """The same at some of its times."""
+        """The same at some of its times; `method` and `products` stay those of the whole run."""
         return replace(
             self,
             times=self.times[places],

@@ -75,9 +75,14 @@ class Propagated:
     decay: Decay | None
 
     def replaced(self, at: np.ndarray, other: "Propagated") -> "Propagated":
-        """What another way found at some of the times, in place of what is here."""
+        """What another way found at some of the times, where it is better than what is here."""
+        better = other.errors < self.errors[at]
+        if not better.any():
+            return self
         vectors, errors, lengths = self.vectors.copy(), self.errors.copy(), self.lengths.copy()
-        vectors[at], errors[at], lengths[at] = other.vectors, other.errors, other.lengths
+        kept = at[better]
+        vectors[kept], errors[kept] = other.vectors[better], other.errors[better]
+        lengths[kept] = other.lengths[better]
         products = self.products + other.products
         return Propagated(vectors, errors, lengths, other.method, products, other.decay)
 
@@ -99,9 +104,7 @@ def propagate(
     missed = _missed(found, times, tol)
     if method == "lanczos" or not missed.size or not elimination_order(laplacian).fits:
         return found
-    other = _by_shift_invert(laplacian, start, times[missed], tol)
-    better = other.errors.max() < found.errors[missed].max()
-    return found.replaced(missed, other) if better else found
+    return found.replaced(missed, _by_shift_invert(laplacian, start, times[missed], tol))
 
 
 def _missed(found: Propagated, times: np.ndarray, tol: float) -> np.ndarray:
@@ -185,8 +188,8 @@ def _by_shift_invert(
 
 
 def _nothing(times: int, nodes: int) -> Propagated:
-    vectors, none = np.zeros((times, nodes)), np.zeros(times)
-    return Propagated(vectors, none, none, "shift-invert", 0, None)
+    vectors, lengths = np.zeros((times, nodes)), np.zeros(times)
+    return Propagated(vectors, np.full(times, np.inf), lengths, "shift-invert", 0, None)
 
 
 def _by_one_pole(

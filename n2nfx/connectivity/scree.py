@@ -61,8 +61,8 @@ def scree(
     `UsageError` for K outside of (0, 1] and for times that are negative or not finite, and
     `CannotOperate` where no eigenvalue is counted.
     """
-    asked = _Asked.of(K, times, zero_modes)
-    return asked.scree(eigenvalues(graph, method, seed))
+    _asked(K, times, zero_modes)  # before eigenvalues are looked for
+    return scree_of(eigenvalues(graph, method, seed), K, times, zero_modes=zero_modes)
 
 
 def scree_of(
@@ -73,50 +73,43 @@ def scree_of(
     zero_modes: ZeroModes = "paper",
 ) -> Scree:
     """As `scree`, of eigenvalues that are known already: many times, and these once."""
-    return _Asked.of(K, times, zero_modes).scree(found)
+    fractions, at = _asked(K, times, zero_modes)
+    zeros = found.components - 1 if zero_modes == "paper" else 0
+    counted = zeros + found.n - found.components
+    if not counted:
+        raise CannotOperate("the graph has no eigenvalue that counts: it has no edges")
+    counts = tuple(min(counted, max(1, round(float(k) * found.n))) for k in fractions)
+    spectrum = _Spectrum(np.concatenate([np.zeros(zeros), found.known]), found.others)
+    alpha, error = spectrum.alpha(counts, at)
+    return Scree(
+        alpha=alpha,
+        low=np.maximum(alpha - error, 0.0),
+        high=np.minimum(alpha + error, 1.0),
+        exact=found.method == "dense",
+        K=fractions,
+        counts=counts,
+        times=at,
+        zero_modes=zero_modes,
+        components=found.components,
+        method=found.method,
+        pairs=counted if found.method == "dense" else found.known.size,
+        tolerance=found.tolerance,
+        seed=found.seed,
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """Of which shares and times, both checked, and from where on eigenvalues count."""
-
-    fractions: np.ndarray
-    times: np.ndarray
-    zero_modes: ZeroModes
-
-    @classmethod
-    def of(cls, K: ArrayLike, times: ArrayLike, zero_modes: ZeroModes) -> "_Asked":
-        fractions, at = checked_fractions(K), checked_times(times)
-        if not np.isfinite(at).all():
-            raise UsageError(
-                "a scree diagram has finite times only; at infinity alpha is 1 if connected"
-            )
-        _require_modes(zero_modes)
-        return cls(fractions, at, zero_modes)
-
-    def scree(self, found: Eigenvalues) -> Scree:
-        zeros = found.components - 1 if self.zero_modes == "paper" else 0
-        counted = zeros + found.n - found.components
-        if not counted:
-            raise CannotOperate("the graph has no eigenvalue that counts: it has no edges")
-        counts = tuple(min(counted, max(1, round(float(k) * found.n))) for k in self.fractions)
-        spectrum = _Spectrum(np.concatenate([np.zeros(zeros), found.known]), found.others)
-        alpha, error = spectrum.alpha(counts, self.times)
-        return Scree(
-            alpha=alpha,
-            low=np.maximum(alpha - error, 0.0),
-            high=np.minimum(alpha + error, 1.0),
-            exact=found.method == "dense",
-            K=self.fractions,
-            counts=counts,
-            times=self.times,
-            zero_modes=self.zero_modes,
-            components=found.components,
-            method=found.method,
-            pairs=counted if found.method == "dense" else found.known.size,
-            tolerance=found.tolerance,
-            seed=found.seed,
+def _asked(K: ArrayLike, times: ArrayLike, zero_modes: ZeroModes) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions and times, checked as `scree` says."""
+    fractions, at = checked_fractions(K), checked_times(times)
+    if not np.isfinite(at).all():
+        raise UsageError(
+            "a scree diagram has finite times only; at infinity alpha is 1 if connected"
         )
+    options = get_args(ZeroModes)
+    if zero_modes not in options:
+        told = f"no zero_modes {zero_modes!r}; take {' or '.join(options)}"
+        raise UsageError(told + did_you_mean(str(zero_modes), options))
+    return fractions, at
 
 
 def checked_fractions(K: ArrayLike) -> np.ndarray:
@@ -136,13 +129,6 @@ def checked_fractions(K: ArrayLike) -> np.ndarray:
     return found
 
 
-def _require_modes(zero_modes: str) -> None:
-    options = get_args(ZeroModes)
-    if zero_modes not in options:
-        told = f"no zero_modes {zero_modes!r}; take {' or '.join(options)}"
-        raise UsageError(told + did_you_mean(str(zero_modes), options))
-
-
 @dataclass(frozen=True, eq=False)
 class _Spectrum:
     """Eigenvalues that count: `pairs` (k,) one by one, and others as the probes see them."""
@@ -153,8 +139,8 @@ class _Spectrum:
     def alpha(self, counts: tuple[int, ...], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """alpha (len(counts), T), and half of the width of its confidence interval.
 
-        One part of it is chance, by a jackknife over the probes; the other is what the last steps
-        still moved, since where eigenvalues lie dense few steps put them in the wrong places.
+        One part of it is chance, by a jackknife over the probes; the other is what their steps
+        leave open, since where eigenvalues lie dense few steps put them in the wrong places.
         """
         probes = self.others.probes
         every = np.arange(probes)
@@ -166,12 +152,12 @@ class _Spectrum:
         ]
         spread = np.sqrt((probes - 1) * np.var(parts, axis=0))
         spread *= np.sqrt(1 - probes / self.others.dimension)  # what no probe is drawn from
-        moved = [
-            np.abs(self._share(fewer, every, counts, times) - whole)
-            for fewer in self.others.shorter
+        left_open = [
+            np.abs(self._share(other, every, counts, times) - whole)
+            for other in self.others.alternatives
         ]
         by_chance = stdtrit(probes - 1, (1 + _CONFIDENCE) / 2) * spread
-        return whole, by_chance + np.max(moved, axis=0, initial=0.0)
+        return whole, by_chance + np.max(left_open, axis=0, initial=0.0)
 
     def _share(
         self, rule: Quadrature, probes: np.ndarray, counts: tuple[int, ...], times: np.ndarray

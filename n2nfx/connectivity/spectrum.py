@@ -96,7 +96,8 @@ def _dense(laplacian: Laplacian, seed: int) -> Smallest:
     values = eigh(laplacian.toarray(), eigvals_only=True, check_finite=False)
     rounding = float(np.finfo(np.float64).eps) * laplacian.n * laplacian.largest
     value = max(float(values[laplacian.components]), 0.0)
-    return Smallest(value, True, laplacian.components, rounding, "dense", rounding, seed)
+    known = value > rounding
+    return Smallest(value, known, laplacian.components, rounding, "dense", rounding, seed)
 
 
 def _found(laplacian: Laplacian, seed: int) -> Smallest:

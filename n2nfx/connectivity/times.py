@@ -1,4 +1,4 @@
-"""Diffusion times, as they are given by people."""
+"""Diffusion times: as they are given by people, and several lists of them as one."""
 
 from collections.abc import Sequence
 from itertools import pairwise
