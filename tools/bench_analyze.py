@@ -12,13 +12,11 @@ edges, where graphs have a million of them or more.
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 
+from bench_process import cost
 from rich.console import Console
 from rich.table import Table
 
@@ -48,27 +46,14 @@ class Row:
 
     def run(self, model: str) -> None:
         command = [sys.executable, "-m", "n2nfx", "analyze", model, "--json"]
-        clock, processor, megabytes, _ = cost(command)
-        self.clock.append(clock)
-        self.processor.append(processor)
-        self.megabytes = max(self.megabytes, megabytes)
-        alone, _, _, told = cost([sys.executable, "-c", GRAPH_ALONE, model])
-        self.alone.append(alone)
+        whole = cost(command)
+        self.clock.append(whole.clock)
+        self.processor.append(whole.processor)
+        self.megabytes = max(self.megabytes, whole.megabytes)
+        alone = cost([sys.executable, "-c", GRAPH_ALONE, model])
+        self.alone.append(alone.clock)
+        told = json.loads(alone.printed)
         self.nodes, self.edges = told["nodes"], told["edges"]
-
-
-def cost(command: list[str]) -> tuple[float, float, float, dict]:
-    """Seconds of the clock and of the processor, peak MB of a process, and the JSON it printed."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    clock = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return clock, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, json.loads(printed)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -22,14 +24,27 @@ IMPORT = "import torch, torchvision"
 BUILD = "torchvision.models.get_model({!r}, weights=None)"
 
 
-def cost(command: list[str]) -> tuple[float, float]:
-    """CPU seconds and peak MB of a process."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+class Cost(NamedTuple):
+    """Seconds of the clock and of the processor, and the peak MB of a process; what it printed."""
+
+    clock: float
+    processor: float
+    megabytes: float
+    printed: bytes
+
+
+def cost(command: list[str]) -> Cost:
+    """What a process costs, from its start to its end."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
+    clock = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return Cost(clock, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 
 
 def main() -> None:
@@ -45,20 +60,17 @@ def main() -> None:
         "and build the model": [sys.executable, "-c", f"{IMPORT}\n{BUILD.format(asked.model)}"],
         "n2nfx transform": [sys.executable, "-m", "n2nfx", *transform],
     }
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    taken: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(asked.rounds + 1):
         for name, command in commands.items():
             taken[name].append(cost(command))
     report(asked, weights, {name: costs[1:] for name, costs in taken.items()})
 
 
-def report(
-    asked: argparse.Namespace, weights: float, taken: dict[str, list[tuple[float, float]]]
-) -> None:
+def report(asked: argparse.Namespace, weights: float, taken: dict[str, list[Cost]]) -> None:
     table = Table(f"{asked.model}, {asked.rounds} rounds", "CPU s", "peak MB", box=None)
-    seconds, memory = (
-        {name: [cost[at] for cost in taken[name]] for name in taken} for at in (0, 1)
-    )
+    seconds = {name: [one.processor for one in costs] for name, costs in taken.items()}
+    memory = {name: [one.megabytes for one in costs] for name, costs in taken.items()}
     for name in taken:
         row = statistics.median(seconds[name]), statistics.median(memory[name])
         table.add_row(name, f"{row[0]:.2f}", f"{row[1]:.0f}")
