@@ -238,20 +238,33 @@ def as_it_acts(network: Network) -> Network:
     """The network with the masks that act in its module, and the counts of its skips by them.
 
     They are the network's own until a state with other masks is loaded into the module. Raises
-    `CannotOperate` where a layer or a part was replaced.
+    `CannotOperate` where a layer or a part was replaced, and where a weight that no mask acts on is
+    not zero where the network's mask drops it: that weight would be lost.
     """
     require_intact(network)
-    module, acting = network.module, masks_at_work(network.module)
-    masks = Masks(
-        {
-            name: _as_acting(mask, acting.get(id(module.get_parameter(name)), ()))
-            for name, mask in network.masks.items()
-        }
-    )
+    acting = masks_at_work(network.module)
+    found: dict[str, Tensor] = {}
+    for name, mask in network.masks.items():
+        weight = network.module.get_parameter(name)
+        if id(weight) not in acting:
+            _require_dropped(name, weight, mask)
+        found[name] = _as_acting(mask, acting.get(id(weight), ()))
+    masks = Masks(found)
     skips = tuple(
         replace(skip, nnz=masks.counts.get(skip.weight, skip.nnz)) for skip in network.skips
     )
     return replace(network, masks=masks, skips=skips)
+
+
+def _require_dropped(name: str, weight: Tensor, mask: Tensor) -> None:
+    """Raise `CannotOperate` where a weight has numbers that the mask says it has not."""
+    lost = int(weight.detach()[~mask.to(weight.device)].count_nonzero())
+    if lost:
+        raise CannotOperate(
+            f"the mask of {name} is not at work in its layer, where {lost:,} weights that it drops "
+            "are not zero: the layer was replaced, or what was baked has been trained or loaded "
+            "since; set these weights to zero, or trace the module anew"
+        )
 
 
 def _as_acting(mask: Tensor, acting: Sequence[Tensor]) -> Tensor:

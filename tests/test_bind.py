@@ -705,6 +705,28 @@ def test_a_layer_that_was_replaced_by_another_is_told(new: nn.Module, told: str)
         n2nfx.channel_graph(network)
 
 
+@pytest.mark.parametrize("use", [n2nfx.bake, lambda network: n2nfx.Pipeline([])(network).network])
+def test_a_layer_that_was_replaced_by_one_of_its_shape_loses_no_weight(use: Any) -> None:
+    network = with_skips()
+    network.module.set_submodule("12", new := nn.Linear(8, 5))
+    lost = new.weight.numel() - network.masks.counts["12.weight"]
+    with pytest.raises(CannotOperate, match=rf"^the mask of 12.weight.*where {lost} weights"):
+        use(network)
+    assert new.weight.all()
+    with torch.no_grad():
+        new.weight *= network.masks["12.weight"]
+    assert not use(network).module.get_parameter("12.weight")[~network.masks["12.weight"]].any()
+
+
+def test_what_was_baked_and_trained_loses_no_weight(tmp_path: Path) -> None:
+    outcome = n2nfx.transform(convolutional(), density=0.5, example=random(*IMAGES))
+    baked = n2nfx.bake(outcome.network)
+    replace(outcome, network=baked).save(tmp_path / "baked")
+    baked.module.load_state_dict(dense_state())
+    with pytest.raises(CannotOperate, match=r"is not at work.*trained or loaded since"):
+        replace(outcome, network=baked).save(tmp_path / "trained")
+
+
 def test_a_branch_to_a_layer_that_was_replaced_says_that_it_may_have_been() -> None:
     network = with_skips()
     assert "12" in {skip.target for skip in network.skips}
