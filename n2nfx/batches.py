@@ -49,22 +49,38 @@ def batches_of(network: Network, probe: Probe, count: int, pruner: str) -> tuple
 
 def _checked(network: Network, batch: Any) -> Batch:
     match batch:
-        case (inputs, Tensor() as targets) if isinstance(inputs, Tensor | tuple | list):
-            given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        case _:
-            raise UsageError(
-                f"a batch is (inputs, targets), both of them tensors, not {kinds(batch)}{_NO_DATA}"
-            )
-    if len(given) != len(network.inputs):
-        raise CannotOperate(f"the network has {len(network.inputs)} inputs, the batch {len(given)}")
-    for tensor, spec in zip(given, network.inputs, strict=True):
+        case (inputs, Tensor() as targets) if (given := _tensors(inputs)) is not None:
+            inputs = inputs_of(network, given)
+            return Batch(inputs, targets.to(inputs[0].device))
+    raise UsageError(
+        f"a batch is (inputs, targets), both of them tensors, not {kinds(batch)}{_NO_DATA}"
+    )
+
+
+def inputs_of(network: Network, given: object) -> tuple[Tensor, ...]:
+    """A network's inputs for some examples, as it takes them, on its device.
+
+    They are given as one tensor, or as a tuple or a list with one for each input. Raises
+    `UsageError` for what is no tensor, and `CannotOperate` where one does not fit the network.
+    """
+    found = _tensors(given)
+    if found is None:
+        raise UsageError(f"inputs are a tensor, or one for each input, not {kinds(given)}")
+    if len(found) != len(network.inputs):
+        raise CannotOperate(f"the network has {len(network.inputs)} inputs, the batch {len(found)}")
+    for tensor, spec in zip(found, network.inputs, strict=True):
         _check_input(tensor, spec)
     device = next(network.module.parameters()).device
-    typed = [
+    return tuple(
         tensor.detach().to(device, spec.torch_dtype if tensor.is_floating_point() else None)
-        for tensor, spec in zip(given, network.inputs, strict=True)
-    ]
-    return Batch(tuple(typed), targets.to(device))
+        for tensor, spec in zip(found, network.inputs, strict=True)
+    )
+
+
+def _tensors(given: object) -> tuple[Tensor, ...] | None:
+    """The tensors that are given, one or several, or None where there is anything else."""
+    found = tuple(given) if isinstance(given, tuple | list) else (given,)
+    return found if all(isinstance(one, Tensor) for one in found) else None
 
 
 def _check_input(tensor: Tensor, spec: InputSpec) -> None:

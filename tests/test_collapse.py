@@ -11,6 +11,7 @@ from torchvision.models import resnet18
 
 import n2nfx
 from n2nfx.connectivity import count_effective, find_collapse
+from n2nfx.errors import CannotOperate, UsageError
 from n2nfx.masks import Masks
 from n2nfx.models import build
 from n2nfx.network import Network, Probe
@@ -114,6 +115,24 @@ def test_given_inputs_are_those_that_must_move_it() -> None:
     same = torch.ones(4, *IMAGE)
     assert find_collapse(network, [same]) is not None
     assert find_collapse(network, [same * torch.arange(4).reshape(4, 1, 1, 1)]) is None
+    assert find_collapse(network, same * torch.arange(4).reshape(4, 1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "told"),
+    [
+        (3, UsageError, "a tensor, or one for each input, not int"),
+        ([1.0], UsageError, r"not \[float\]"),
+        (torch.ones(1, *IMAGE), UsageError, "of one example"),
+        (torch.ones(2, 5), CannotOperate, "is 2x5, the network was traced with"),
+        ([torch.ones(2, *IMAGE)] * 2, CannotOperate, "has 1 inputs, the batch 2"),
+    ],
+)
+def test_given_inputs_that_can_tell_nothing_are_refused(
+    inputs: Any, error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        find_collapse(network_of(chain()), inputs)
 
 
 def test_the_judged_network_stays_as_it_is() -> None:

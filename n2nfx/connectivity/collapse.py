@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from n2nfx.batches import inputs_of
 from n2nfx.bind import bind, is_bound, masks_at_work, unbind
 from n2nfx.connectivity.counting import count_effective
 from n2nfx.connectivity.effective import Effective
+from n2nfx.errors import UsageError
 from n2nfx.graphmodule import graphs_of, join, judged_parts, parts_of
 from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Network, blank_inputs
@@ -38,7 +40,7 @@ class Collapse:
 
 def find_collapse(
     network: Network,
-    inputs: Sequence[Tensor] | None = None,
+    inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     effective: Effective | None = None,
 ) -> Collapse | None:
@@ -50,8 +52,12 @@ def find_collapse(
     healthy sparse network move its output by next to nothing. A network that cannot run like that
     is judged by its paths alone. Where forward is kept whole and has parts, each of these is judged
     by its own output, `inputs` or not. `effective` is what `count_effective` gave, if it did.
+
+    Raises `UsageError` for inputs that are no tensors, or of one example, and `CannotOperate` where
+    they do not fit the network.
     """
     found = effective or count_effective(network)
+    examples = None if inputs is None else _several(inputs_of(network, inputs))
     if not found.connected:
         return Collapse(
             "the network is cut: no path of kept weights leads from its input to its output",
@@ -59,12 +65,19 @@ def find_collapse(
         )
     runs = _Runs(network)
     for path, part in judged_parts(runs.module):
-        given = _drawn(network, part, path) if inputs is None or path else inputs
+        given = _drawn(network, part, path) if examples is None or path else examples
         if not runs.output_moves(part, given):
             told = f"{path} is dead" if path else "the network is dead"
             stops = runs.stops(part, given, path)
             return Collapse(f"{told}: its output does not move with its input", stops)
     return None
+
+
+def _several(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs, where they are of more than one example."""
+    if len(inputs[0]) < _EXAMPLES:
+        raise UsageError("inputs of one example cannot tell whether the output moves: give two")
+    return inputs
 
 
 def _drawn(network: Network, part: fx.GraphModule, path: str) -> list[Any]:
