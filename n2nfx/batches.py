@@ -79,8 +79,9 @@ def inputs_of(network: Network, given: object) -> tuple[Tensor, ...]:
 
 def _tensors(given: object) -> tuple[Tensor, ...] | None:
     """The tensors that are given, one or several, or None where there is anything else."""
-    found = tuple(given) if isinstance(given, tuple | list) else (given,)
-    return found if all(isinstance(one, Tensor) for one in found) else None
+    listed = given if isinstance(given, tuple | list) else [given]
+    found = tuple(one for one in listed if isinstance(one, Tensor))
+    return found if len(found) == len(listed) else None
 
 
 def _check_input(tensor: Tensor, spec: InputSpec) -> None:
