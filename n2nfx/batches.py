@@ -70,11 +70,17 @@ def inputs_of(network: Network, given: object) -> tuple[Tensor, ...]:
         raise CannotOperate(f"the network has {len(network.inputs)} inputs, the batch {len(found)}")
     for tensor, spec in zip(found, network.inputs, strict=True):
         _check_input(tensor, spec)
-    device = next(network.module.parameters()).device
+    weight = next(network.module.parameters())
     return tuple(
-        tensor.detach().to(device, spec.torch_dtype if tensor.is_floating_point() else None)
+        tensor.detach().to(weight.device, _precision(tensor, spec, weight))
         for tensor, spec in zip(found, network.inputs, strict=True)
     )
+
+
+def _precision(tensor: Tensor, spec: InputSpec, weight: Tensor) -> torch.dtype:
+    """That of the trace, for a floating-point tensor, but for one that the module was moved to."""
+    as_given = not tensor.is_floating_point() or tensor.dtype == weight.dtype
+    return tensor.dtype if as_given else spec.torch_dtype
 
 
 def _tensors(given: object) -> tuple[Tensor, ...] | None:

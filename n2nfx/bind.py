@@ -235,21 +235,34 @@ def _needed_no_more(module: fx.GraphModule) -> set[str]:
 
 
 def as_it_acts(network: Network) -> Network:
-    """The network with the masks that act in its module, and the counts of its skips by them.
+    """`with_acting_masks`, where no weight would be lost by them.
 
-    They are the network's own until a state with other masks is loaded into the module. Raises
-    `CannotOperate` where a layer or a part was replaced, and where a weight that no mask acts on is
-    not zero where the network's mask drops it: that weight would be lost.
+    Raises `CannotOperate` where a layer or a part was replaced, and where a weight that no mask
+    acts on is not zero where the network's mask drops it.
     """
-    require_intact(network)
+    found = with_acting_masks(network)
     acting = masks_at_work(network.module)
-    found: dict[str, Tensor] = {}
     for name, mask in network.masks.items():
         weight = network.module.get_parameter(name)
         if id(weight) not in acting:
             _require_dropped(name, weight, mask)
-        found[name] = _as_acting(mask, acting.get(id(weight), ()))
-    masks = Masks(found)
+    return found
+
+
+def with_acting_masks(network: Network) -> Network:
+    """The network with the masks that act in its module, and the counts of its skips by them.
+
+    They are the network's own until it is rewired, or a state with other masks is loaded into the
+    module, and where none act. Raises `CannotOperate` where a layer or a part was replaced.
+    """
+    require_intact(network)
+    module, acting = network.module, masks_at_work(network.module)
+    masks = Masks(
+        {
+            name: _as_acting(mask, acting.get(id(module.get_parameter(name)), ()))
+            for name, mask in network.masks.items()
+        }
+    )
     skips = tuple(
         replace(skip, nnz=masks.counts.get(skip.weight, skip.nnz)) for skip in network.skips
     )

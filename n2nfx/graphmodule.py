@@ -24,6 +24,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from n2nfx.errors import CannotOperate
+from n2nfx.masked import missing_masks
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -162,6 +163,22 @@ class WholeGraphModule(fx.GraphModule):
             cls.forward = _by_mode(cls.forward, _compiled(self.training_graph))  # type: ignore[method-assign]
         return code
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
+        """As ever, but masks of which the state has only some are missing: none stays unnoticed."""
+        told = missing_masks(self, state_dict, prefix)
+        missing_keys += [name for name in told if name not in missing_keys]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args
+        )
+
     def __copy__(self) -> "WholeGraphModule":
         graphs = [copy.deepcopy(graph) for graph in graphs_of(self)]
         return WholeGraphModule(self, graphs[0], type(self).__name__, *graphs[1:])
@@ -170,8 +187,8 @@ class WholeGraphModule(fx.GraphModule):
         return partial(type(self).__init__, class_name=type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        graphs = ("_graph", "training_graph")
-        body = {name: value for name, value in vars(self).items() if name not in graphs}
+        kept = vars(self).keys() - {"_graph", "training_graph", "_compiled_call_impl"}
+        body = {name: value for name, value in vars(self).items() if name in kept}
         return _blank, (), (body, [_rows(graph) for graph in graphs_of(self)], type(self).__name__)
 
     def __setstate__(self, state: tuple[dict[str, Any], list[list["_Row"]], str]) -> None:

@@ -1,5 +1,7 @@
 """An artifact read back into a network: the model built again, the record replayed, all checked."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -38,14 +40,17 @@ def load(
     values may need the one that it was transformed with. Passes
     that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
     must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model, and
-    `UsageError` where one must be handed in.
+    `UsageError` where one must be handed in, or is one that no artifact could have.
     """
     path = as_path(directory)
     found = recorded.read(path)
     plan = found.plan
     network = _rebuild(path, plan, model, example)
     if graph_sha256(network) != plan.graph_sha256:
-        raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
+        raise DamagedFile(
+            f"{path}: the graph built here, or what its modules are set to, is not what is "
+            f"recorded ({_made(plan)})"
+        )
     _load_state(path, network, found.tensors)
     network = replace(network, masks=_masks(path, network, plan, found.masks), history=plan.steps)
     bind(network)
@@ -62,8 +67,10 @@ def _rebuild(
             f"{path} was made from {origin.told}, which must be handed in: --model "
             "file.py:function (load(..., model=) in Python)"
         )
-    try:
+    handed = model is not None or example is not None
+    with _told_as_damage(path, plan, example, but=UsageError if handed else DamagedFile):
         network = _reference(plan, model, example)
+    with _told_as_damage(path, plan, example):
         as_recorded = all("graph" in step.keeps for step in plan.steps)
         if as_recorded:
             network = _with_recorded_layers(path, network, plan)
@@ -73,14 +80,23 @@ def _rebuild(
             for graph in graphs_of(part):
                 graph.lint()
         recompile(network.module)
-    except DamagedFile:
+    return _with_recorded_layers(path, network, plan)
+
+
+@contextmanager
+def _told_as_damage(
+    path: Path, plan: Plan, example: Example | None, but: type[N2nfxError] = DamagedFile
+) -> Iterator[None]:
+    """Tell whatever goes wrong inside as damage of the artifact, but for one kind of error."""
+    try:
+        yield
+    except (DamagedFile, but):
         raise
     except Exception as error:  # a plan can say what no pass says, and fx and torch then raise
         told = str(error) if isinstance(error, N2nfxError) else described(error)
         if example is None:
             told += "; where forward looks at values, hand in what it was traced on: load(example=)"
         raise DamagedFile(f"{path}: cannot be built again here: {told} ({_made(plan)})") from error
-    return _with_recorded_layers(path, network, plan)
 
 
 _NO_USE: dict[str, Any] = {"reads": (), "writes": (), "uses": 0}
@@ -152,6 +168,9 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
 
     Each is let go once it is there, as large models are held few times over: `tensors` is emptied.
     """
+    precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(precisions) == 1:  # the model's, or that to which it was moved before it was saved
+        network.module.to(*precisions)
     own = plain_state(network.module)
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:

@@ -6,7 +6,7 @@ masked part is selected away rather than multiplied by zero, so that nothing in 
 infinity, reaches the output, and its gradient is exactly zero.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,11 @@ class _Masking(nn.Module):
     A dense checkpoint knows no masks: loading one keeps those that are there.
     """
 
+    @property
+    def mask_name(self) -> str:
+        """What the mask is called among the buffers."""
+        return MASK if MASK in self._buffers else "mask"
+
     gradients_pass = False
 
     def _kept(self, weight: Tensor, mask: Tensor) -> Tensor:
@@ -68,11 +73,21 @@ class _Masking(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        for name in (MASK, "mask"):
-            own = self._buffers.get(name)
-            if own is not None:
-                state_dict.setdefault(prefix + name, own)
+        own = self._buffers[self.mask_name]
+        assert own is not None
+        state_dict.setdefault(prefix + self.mask_name, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def missing_masks(module: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
+    """The masks in a module that a state does not bring, if it brings some of them.
+
+    One that brings none is of a dense network; others are of a network with other masks.
+    """
+    masked = ((n, part) for n, part in module.named_modules() if isinstance(part, _Masking))
+    own = [f"{prefix}{name}.{part.mask_name}" for name, part in masked]
+    missing = [name for name in own if name not in state]
+    return missing if len(missing) < len(own) else []
 
 
 class MaskedLinear(_Masking, nn.Linear):

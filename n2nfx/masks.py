@@ -172,7 +172,7 @@ def _keep_best_of_all(
     missing = -int(spare.clip(max=0).sum())
     if missing:
         # Of the lowest so many are passed over at most as floors protect.
-        lowest = _lowest_kept(scores.detach().cpu().numpy(), kept.numpy(), missing + sum(floors))
+        lowest = _lowest_kept(_as_array(scores), kept.numpy(), missing + sum(floors))
         kept[_payers(*lowest, sizes, spare)[:missing]] = False
         for index in np.flatnonzero(spare < 0).tolist():
             part, own, floor = parts[index]
@@ -220,9 +220,7 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     size = scores.numel()
     if not 0 <= count <= size:
         raise UsageError(f"cannot keep {count} of {size} weights")
-    if scores.dtype == torch.bfloat16:
-        scores = scores.float()  # numpy has no bfloat16
-    values = scores.detach().cpu().numpy()
+    values = _as_array(scores)
     if size and np.isnan(values.max()):  # a NaN is the maximum of whatever has one
         raise CannotOperate("a score is NaN: the loss or its gradient is not finite")
     if count in (0, size):
@@ -233,6 +231,12 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     if over:
         kept[np.flatnonzero(values == threshold)[-over:]] = False
     return torch.from_numpy(kept)
+
+
+def _as_array(scores: Tensor) -> np.ndarray:
+    """The scores for numpy, which has no bfloat16."""
+    wide = scores.float() if scores.dtype == torch.bfloat16 else scores
+    return wide.detach().cpu().numpy()
 
 
 def _in_order(values: np.ndarray, place: int) -> Any:

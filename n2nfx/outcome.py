@@ -25,13 +25,16 @@ class Outcome:
 
     @property
     def counts(self) -> Counts:
-        """Exact counts: reference and kept, sequential and skip, weights and multiply-adds."""
-        return count(self.network)
+        """Exact counts: reference and kept, sequential and skip, weights and multiply-adds.
+
+        They are of the masks at work, which change where the network is rewired.
+        """
+        return count(as_it_acts(self.network))
 
     @property
     def plan(self) -> Plan:
         """Everything about the outcome but its tensors."""
-        return make_plan(self.network, self.graph_sha256)
+        return make_plan(as_it_acts(self.network), self.graph_sha256)
 
     def save(self, directory: str | PathLike[str], *, force: bool = False) -> tuple[Path, ...]:
         """Write the artifact to a new directory (or, with `force`, over an older artifact).

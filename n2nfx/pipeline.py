@@ -17,7 +17,7 @@ from n2nfx.errors import CannotOperate, N2nfxError, UsageError, require_kind
 from n2nfx.graphmodule import HOOKS, graphs_of, judged_parts, nodes_in, parts_of, recompile
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
-from n2nfx.plan import graph_sha256
+from n2nfx.plan import graph_sha256, graph_text
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
 from n2nfx.tracing.fake import lay_bare
@@ -62,7 +62,7 @@ class Facts:
 
 def _facts(network: Network, before: Facts | None = None) -> Facts:
     """The facts of a network; it runs only where its graph is not the one of `before`."""
-    graph = network.text() + _settings(network.module)
+    graph = graph_text(network)
     if before is None:
         outputs = _traced_outputs(network)
     else:
@@ -74,11 +74,6 @@ def _facts(network: Network, before: Facts | None = None) -> Facts:
         outputs=outputs,
         nodes=sum(1 for _ in nodes_in(network.module)),
     )
-
-
-def _settings(module: nn.Module) -> str:
-    """What the modules of a network are set to: strides, paddings, rates."""
-    return "\n".join(f"{name} {part.extra_repr()}" for name, part in module.named_modules())
 
 
 def _traced_outputs(network: Network) -> tuple[tuple[int, ...], ...]:
@@ -201,7 +196,8 @@ class Pipeline:
     def __post_init__(self) -> None:
         listed = isinstance(self.passes, Sequence)
         for operation in self.passes if listed else [self.passes]:
-            if not listed or isinstance(operation, type) or not is_dataclass(operation):
+            made = is_dataclass(operation) and not isinstance(operation, type)
+            if not (listed and made and hasattr(operation, "keeps")):
                 raise UsageError(f"a pipeline is made of a list of passes, not of {operation!r}")
 
     def __call__(

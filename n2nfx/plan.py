@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -71,5 +72,15 @@ def versions() -> dict[str, str]:
 
 
 def graph_sha256(network: Network) -> str:
-    """The name of a network's graph: the hash of its text."""
-    return hashlib.sha256(network.text().encode()).hexdigest()
+    """The name of a network's graph: the hash of its text and of what its modules are set to."""
+    return hashlib.sha256(graph_text(network).encode()).hexdigest()
+
+
+def graph_text(network: Network) -> str:
+    """A network's graph, and what its modules are set to: strides, paddings, rates."""
+    parts = network.module.named_modules()
+    settings = "\n".join(f"{name} {part.extra_repr()}" for name, part in parts)
+    return network.text() + _ADDRESS.sub("", settings)
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that is printed, another in each process

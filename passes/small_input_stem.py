@@ -39,20 +39,22 @@ class SmallInputStem:
         network.module.set_submodule(first, small)
         _drop_pool(network.module)
         changed = record(network.module, blank_inputs(network.inputs, device=small.weight.device))
-        return replace(changed, origin=network.origin, notes=network.notes)
+        return replace(changed, origin=network.origin, notes=network.notes, history=network.history)
 
 
 def _small(stem: nn.Conv2d, seed: int, name: str) -> nn.Conv2d:
     like = stem.weight
     small = nn.Conv2d(
         stem.in_channels, stem.out_channels, 3, padding=1, groups=stem.groups,
-        bias=stem.bias is not None, device="meta", dtype=like.dtype,
+        bias=stem.bias is not None, padding_mode=stem.padding_mode, device="meta", dtype=like.dtype,
     ).to_empty(device=like.device)  # fmt: skip
     drawn = generator(seed, "init", name).standard_normal(small.weight.shape)
     with torch.no_grad():
         small.weight.copy_(torch.from_numpy(drawn) * (2.0 / (stem.out_channels * 9)) ** 0.5)
         if small.bias is not None:
             small.bias.zero_()
+    for parameter, before in zip(small.parameters(), stem.parameters(), strict=True):
+        parameter.requires_grad_(before.requires_grad)
     return small.train(stem.training)
 
 

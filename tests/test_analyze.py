@@ -237,6 +237,8 @@ def test_a_picture_of_a_graph_without_an_edge(tmp_path: Path) -> None:
         (["{half}", "--plot", "{folder}/all.pgn"], 2, "did you mean .png"),
         (["{half}", "--export", "{folder}/graph.npy"], 2, "did you mean .npz"),
         (["{half}", "--weight", "sum"], 2, "abs_sum"),
+        (["{half}", "--weight", "abs_sum"], 2, "--weight says how the graph of a network is made"),
+        (["{half}", "{other}", "--fold-norms"], 2, "half.npz is a graph already"),
         (["{half}", "{other}"], 2, "two different networks"),
         (["{folder}/missing.npz"], 4, "missing.npz"),
         (["{broken}"], 4, "broken.npz"),

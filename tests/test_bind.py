@@ -325,6 +325,16 @@ def test_a_dense_checkpoint_loads_strictly_where_there_are_no_skips() -> None:
     assert same(as_it_acts(network).masks, network.masks)
 
 
+def test_the_masks_of_a_network_with_other_layers_whole_are_not_mixed_with_its_own() -> None:
+    x, model = random(*IMAGES), convolutional()
+    ends = n2nfx.transform(model, density=0.4, skip_ratio=0, ends="dense", example=x).network
+    all_of_them = n2nfx.transform(model, density=0.4, skip_ratio=0, example=x).network
+    with pytest.raises(RuntimeError, match=r"Missing key.*: \"0.weight_mask\", \"12.weight_mask"):
+        all_of_them.module.load_state_dict(ends.module.state_dict())
+    told = all_of_them.module.load_state_dict(ends.module.state_dict(), strict=False)
+    assert told.missing_keys == ["0.weight_mask", "12.weight_mask"]
+
+
 def test_a_dense_checkpoint_stays_masked() -> None:
     network = pruned(convolutional, IMAGES)
     network.module.load_state_dict(dense_state())

@@ -756,6 +756,8 @@ def test_what_differs_between_two_networks_is_told() -> None:
     assert difference(one, renamed) is None
     squares = graph_of(nn.Sequential(conv(2, 3)), 2, 4, 4, weight="l2")
     assert difference(one, squares) == "one has weight='abs_sum', the other weight='l2'"
+    folded = graph_of(nn.Sequential(conv(2, 3)), 2, 4, 4, fold_norms=True)
+    assert difference(one, folded) == "one has fold_norms=False, the other fold_norms=True"
 
 
 # Against what moves.

@@ -31,7 +31,7 @@ def same(one: ChannelGraph, other: ChannelGraph) -> bool:
 
     def plain(graph: ChannelGraph) -> tuple[Any, ...]:
         return (
-            *(graph.groups, graph.aggregation, graph.residual, graph.hubs),
+            *(graph.groups, graph.aggregation, graph.residual, graph.fold_norms, graph.hubs),
             *(graph.density, graph.effective_density, graph.dead_channels),
             [(block.source, block.target, block.names) for block in graph.blocks],
         )
@@ -64,7 +64,7 @@ def graph() -> ChannelGraph:
     assert found.hubs
     assert any(block.source == block.target for block in found.blocks)
     return ChannelGraph(
-        groups, found.blocks, "l2", "merge", found.hubs, 0.25, found.effective_density, 3
+        groups, found.blocks, "l2", "merge", found.hubs, 0.25, found.effective_density, 3, True
     )
 
 

@@ -247,6 +247,13 @@ def test_functions_that_torch_wraps_are_pickled_by_their_names() -> None:
     assert torch.equal(again(x), module(x))
 
 
+def test_a_module_that_was_compiled_in_place_can_be_pickled() -> None:
+    module = traced()
+    module.compile(backend="eager")
+    again = pickled(module)
+    assert torch.equal(again(example()), module(example()))
+
+
 def test_a_deep_network_can_be_pickled() -> None:
     deep = nn.Sequential(nn.Linear(4, 4), *(nn.ReLU() for _ in range(400)))
     module = traced(deep)

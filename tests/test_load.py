@@ -110,6 +110,18 @@ def test_half_precision_and_tied_weights_survive(tmp_path: Path) -> None:
     assert again.module.get_parameter("first.weight") is again.module.get_parameter("second.weight")
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float64])
+def test_what_was_moved_to_another_precision_is_loaded_in_it(
+    precision: torch.dtype, tmp_path: Path
+) -> None:
+    outcome = small()
+    outcome.network.module.to(precision)
+    outcome.save(tmp_path / "out")
+    again = n2nfx.load(tmp_path / "out", chain())
+    x = torch.randn(2, 3, 32, 32, dtype=precision)
+    assert torch.equal(outcome.network.module.eval()(x), again.module.eval()(x))
+
+
 def test_layers_with_large_activations_survive(tmp_path: Path) -> None:
     large = torch.zeros(1, 1, 1500, 1500)  # as many elements read as written, 5e12 by product
     outcome = n2nfx.transform(nn.Conv2d(1, 4, 1), density=0.5, skip_ratio=0.0, example=large)
@@ -260,6 +272,34 @@ def test_two_pipelines_are_saved_as_one_history(tmp_path: Path) -> None:
     pruned = Pipeline([RandomPruning(0.3), N2NSkip(0.3, hops=(2,))])(stemmed.network, seed=4)
     pruned.save(tmp_path / "out")
     same(pruned.network, n2nfx.load(tmp_path / "out", chain()))
+
+
+def test_what_is_handed_in_and_no_artifact_could_have_is_a_usage_error(tmp_path: Path) -> None:
+    small().save(tmp_path / "out")
+    wrong: list[Any] = [nn.Linear, str(tmp_path / "nett.py:build"), "resnet5"]
+    for model in wrong:
+        with pytest.raises(UsageError) as caught:
+            n2nfx.load(tmp_path / "out", model)
+        assert "example" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        ("0", nn.Conv2d(3, 8, 3, padding=2, dilation=2)),
+        ("0", nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular")),
+        ("1", nn.BatchNorm2d(8, eps=1.0)),
+        ("2", nn.ReLU(inplace=False)),
+    ],
+)
+def test_a_model_whose_modules_are_set_otherwise_is_another(
+    place: str, other: nn.Module, tmp_path: Path
+) -> None:
+    small().save(tmp_path / "out")
+    model = chain()
+    model.set_submodule(place, other)
+    with pytest.raises(DamagedFile, match="what its modules are set to"):
+        n2nfx.load(tmp_path / "out", model)
 
 
 def test_a_state_with_other_masks_is_what_is_saved(tmp_path: Path) -> None:

@@ -494,3 +494,12 @@ def test_the_best_of_those_kept_before_are_the_best_of_all(method: Method) -> No
     fewer = keep_best(layers, scores, sizes, allocation, 12)
     assert torch.equal(fewer[more], keep_best(layers, scores[more], left, allocation, 12))
     assert not fewer[~more].any()
+
+
+def test_floors_are_paid_by_scores_in_bfloat16_as_in_float32() -> None:
+    layers = layers_of([(8, 5), (5, 8)])
+    scores = torch.cat([torch.linspace(0, 1, 40), torch.linspace(2, 3, 40)]).bfloat16()
+    allocation = Allocation("global", floor=5)
+    found = keep_best(layers, scores, [40, 40], allocation, 20)
+    assert torch.equal(found, keep_best(layers, scores.float(), [40, 40], allocation, 20))
+    assert int(found[:40].sum()) == 5

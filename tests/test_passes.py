@@ -26,7 +26,7 @@ from n2nfx.masks import Masks
 from n2nfx.models import build
 from n2nfx.network import Network, Skip
 from n2nfx.outcome import Outcome
-from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem, n2nskip
+from n2nfx.passes import N2NSkip, RandomPruning, Reinit, ResSkip, SmallInputStem, n2nskip
 from n2nfx.pipeline import Pass, Pipeline
 from n2nfx.shortcuts import beside_shortcuts
 from n2nfx.splice import prepare
@@ -760,6 +760,18 @@ def test_a_network_with_a_small_stem_is_pruned_and_gets_skips_like_any_other() -
     result = Pipeline(passes)(network("timm resnet18")).network
     assert result.nnz == round(0.1 * result.size)
     assert result.module(inputs("timm resnet18")).shape == (4, 10)
+
+
+def test_a_small_stem_keeps_what_was_done_before_it_its_padding_and_what_is_frozen() -> None:
+    first = nn.Conv2d(3, 8, 7, 2, 3, padding_mode="circular").requires_grad_(False)
+    reference = n2nfx.trace(nn.Sequential(first, nn.Conv2d(8, 8, 3)), torch.zeros(1, 3, 16, 16))
+    before = Pipeline([Reinit()])(reference, seed=3).network
+    after = Pipeline([SmallInputStem()])(before).network
+    assert [step.spec for step in after.history] == ["reinit{}", "small-input-stem{}"]
+    stem = after.module.get_submodule("0")
+    assert isinstance(stem, nn.Conv2d)
+    assert stem.padding_mode == "circular"
+    assert not any(parameter.requires_grad for parameter in stem.parameters())
 
 
 def test_a_small_stem_keeps_groups_bias_type_and_mode() -> None:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 import n2nfx
 from n2nfx.bind import as_it_acts, bind, masks_at_work, unbind, zero_masked
+from n2nfx.connectivity import count_effective
 from n2nfx.masked import MASKED_CLASS, MaskedStandardization, dense_gradients
 from n2nfx.masks import Masks
 from n2nfx.network import Network
@@ -512,6 +513,23 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     assert same(state(again.module), state(network.module))
 
 
+def test_counts_graphs_and_paths_are_those_of_the_network_as_it_is_now() -> None:
+    found = outcome()
+    module = found.network.module
+    optimizer = sgd(module)
+    rewiring = Rewiring(found.network, optimizer, until=20, every=1, scope="global", fraction=0.5)
+    before = found.counts
+    list(train(module, optimizer, rewiring, range(10)))
+    now = as_it_acts(found.network)
+    assert before != found.counts == replace(found, network=now).counts
+    assert found.plan.kept == replace(found, network=now).plan.kept
+    ours, theirs = n2nfx.channel_graph(found.network), n2nfx.channel_graph(now)
+    assert ours.edges == theirs.edges
+    assert ours.effective_density == theirs.effective_density
+    assert count_effective(found.network) == count_effective(now)
+    assert (ours.degrees == theirs.degrees).all()
+
+
 @every_kind
 def test_a_rewired_network_is_saved_and_loaded(method: Any, scope: Any, tmp_path: Path) -> None:
     found = outcome()
@@ -607,6 +625,29 @@ def test_an_optimizer_of_another_network_is_refused() -> None:
         Rewiring(reference, sgd(reference.module), until=9)
 
 
+def test_what_is_no_network_or_optimizer_is_refused() -> None:
+    found: Any = outcome()
+    optimizer: Any = sgd(found.network.module)
+    with pytest.raises(n2nfx.UsageError, match=r"outcome's .network, not Outcome"):
+        Rewiring(found, optimizer, until=9)
+    optimizer = found.network.module.parameters()
+    with pytest.raises(n2nfx.UsageError, match=r"one of torch.optim, not generator"):
+        Rewiring(found.network, optimizer, until=9)
+
+
+def test_a_closure_that_goes_backward_is_told_not_to() -> None:
+    network = outcome().network
+    rewiring = Rewiring(network, sgd(network.module), until=9, every=1)
+
+    def closure() -> Tensor:
+        loss = loss_of(network.module, 0)
+        loss.backward()
+        return loss
+
+    with pytest.raises(n2nfx.UsageError, match=r"leave loss.backward\(\) out"):
+        rewiring.step(closure)
+
+
 def test_rigl_needs_a_closure_that_gives_a_loss() -> None:
     network = outcome().network
     rewiring = Rewiring(network, sgd(network.module), until=9, every=1)
@@ -649,3 +690,6 @@ def test_a_state_of_other_rules_is_refused() -> None:
         other.load_state_dict(saved)
     with pytest.raises(n2nfx.UsageError, match="has steps and rules, not"):
         other.load_state_dict({"step": 3})
+    nothing: Any = None
+    with pytest.raises(n2nfx.UsageError, match="has steps and rules, not NoneType"):
+        other.load_state_dict(nothing)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from n2nfx.cli import options
+from n2nfx.errors import UsageError
 
 SCHEMA = "n2nfx.analyze/1"
 
@@ -25,6 +27,24 @@ class Reals(click.ParamType):
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not numbers separated by commas", param, ctx)
+
+
+_OF_NETWORKS = ("weight", "residual", "fold_norms", "strict")
+
+
+def _require_a_network(asked: dict[str, Any]) -> None:
+    """Raise `UsageError` for an option of how graphs are made, where graphs alone are given."""
+    from n2nfx.connectivity.graph_files import SUFFIXES
+
+    names = [asked[name] for name in ("one", "other", "reference") if asked[name] is not None]
+    source = click.get_current_context().get_parameter_source
+    if all(Path(name).suffix in SUFFIXES for name in names):
+        for option in _OF_NETWORKS:
+            if source(option) is ParameterSource.COMMANDLINE:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} says how the graph of a network is made, and "
+                    f"{names[0]} is a graph already: say it where that is exported"
+                )
 
 
 @click.command()
@@ -105,6 +125,7 @@ def analyze(plot: Path | None, export: Path | None, as_json: bool, **asked: Any)
     from n2nfx.cli.narrate import narrated
     from n2nfx.connectivity.graph_files import require_graph_file
 
+    _require_a_network(asked)
     if export is not None:
         require_graph_file(export)
     if plot is not None:

@@ -50,6 +50,7 @@ def _of_subject(one: Subject) -> dict[str, Any]:
         "saturation_threshold": first.threshold,
         "hubs": list(graph.hubs),
         "weight": graph.aggregation,
+        "fold_norms": graph.fold_norms,
         "residual": graph.residual,
         "heat": [_of_heat(measured) for measured in one.measured],
         "alpha": [_of_curve(curve) for curve in one.curves],
@@ -250,9 +251,10 @@ def _remarks(found: Study) -> Iterator[str]:
     if found.compared:
         bound = found.compared[0].comparison.bound
         yield f"F is at most sqrt(2 * sources) = {_number(bound)}; it has no sign"
+    folded = " times the scales of norms" if reference.graph.fold_norms else ""
     yield (
         f"saturation time: the t of R(t) <= {first.threshold:g} ||A||; edges weigh "
-        f"{reference.graph.aggregation}, sums are {reference.graph.residual}"
+        f"{reference.graph.aggregation}{folded}, sums are {reference.graph.residual}"
     )
     methods = dict.fromkeys(one.measured[0].heat.method for one in found.subjects)
     yield f"heat by {', '.join(methods)}, asked to be right to {first.heat.tolerance:g} ||A||"

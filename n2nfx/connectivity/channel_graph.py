@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from n2nfx.bind import bind, computed_weights, is_bound
+from n2nfx.bind import bind, computed_weights, is_bound, with_acting_masks
 from n2nfx.connectivity.assembly import assemble
 from n2nfx.connectivity.channels import follow_channels
 from n2nfx.connectivity.constants import constant_at
@@ -41,7 +41,8 @@ def channel_graph(
     of the sum of squares (`l2`), number (`count`), or 1 (`binary`). Where different channels meet
     in a sum or product, an edge of weight 1 joins them (`identity`), or they are one node
     (`merge`). Skip branches add edges and no nodes. `fold_norms` multiplies a layer's weights by
-    the scale of the norm that reads its output (of a batch norm in evaluation), if one does.
+    the scale of the norm that reads its output (of a batch norm in evaluation), if one does. The
+    masks are those at work in the network's module, or its own where none are.
 
     An operation without a rule is a node of its own, named in `.hubs`; `strict` refuses it. Of a
     model that does something else in training, the graph that runs more layers is taken. Raises
@@ -51,6 +52,7 @@ def channel_graph(
     """
     _require_one_of("weight", weight, get_args(Aggregation))
     _require_one_of("residual", residual, get_args(Residual))
+    network = with_acting_masks(network)
     found, hubs = contraction_of(network, weight, residual, fold_norms)
     if hubs and strict:
         raise CannotOperate(
@@ -68,6 +70,7 @@ def channel_graph(
         density=network.density,
         effective_density=effective.effective_density,
         dead_channels=effective.dead_channels,
+        fold_norms=fold_norms,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from n2nfx.batches import inputs_of
-from n2nfx.bind import bind, is_bound, masks_at_work, unbind
+from n2nfx.bind import bind, is_bound, masks_at_work, unbind, with_acting_masks
 from n2nfx.connectivity.counting import count_effective
 from n2nfx.connectivity.effective import Effective
 from n2nfx.errors import UsageError
@@ -56,6 +56,7 @@ def find_collapse(
     Raises `UsageError` for inputs that are no tensors, or of one example, and `CannotOperate` where
     they do not fit the network.
     """
+    network = with_acting_masks(network)
     found = effective or count_effective(network)
     examples = None if inputs is None else _several(inputs_of(network, inputs))
     if not found.connected:

@@ -11,7 +11,8 @@ def difference(one: ChannelGraph, other: ChannelGraph) -> str | None:
 
     Graphs of one network before and after pruning, or with other skips, have the same nodes.
     """
-    for name, told in (("aggregation", "weight"), ("residual", "residual")):
+    known = ("aggregation", "weight"), ("residual", "residual"), ("fold_norms", "fold_norms")
+    for name, told in known:
         first, second = getattr(one, name), getattr(other, name)
         if first != second:
             return f"one has {told}={first!r}, the other {told}={second!r}"

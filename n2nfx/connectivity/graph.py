@@ -69,8 +69,9 @@ class Block:
 class ChannelGraph:
     """An undirected graph of nonnegative weights over n channels, in groups that follow each other.
 
-    `aggregation` says how a kernel became one weight, `residual` what a sum is, and `hubs` names
-    the operations that no rule describes: each is a node of its own, joined to all it reads.
+    `aggregation` says how a kernel became one weight, `residual` what a sum is, `fold_norms`
+    whether norms scale the weights, and `hubs` names the operations that no rule describes: each is
+    a node of its own, joined to all it reads.
     `density`, `effective_density` and `dead_channels` are those of the network it was made from
     (see `count_effective`), None where that is not known.
     Raises `UsageError` for no nodes, and for weights that are negative (the Laplacian would be
@@ -85,6 +86,7 @@ class ChannelGraph:
     density: float | None = None
     effective_density: float | None = None
     dead_channels: int | None = None
+    fold_norms: bool = False
 
     def __post_init__(self) -> None:
         if not self.n:

@@ -37,7 +37,7 @@ from n2nfx.connectivity.graph import (
 )
 from n2nfx.errors import CannotOperate, DamagedFile, UsageError, did_you_mean, first_line
 
-_MARK, _VERSION = "n2nfx channel graph", 1
+_MARK, _VERSION = "n2nfx channel graph", 2
 _KEY = "n2nfx"  # under which a file has the text, where its format has a place for such
 _SYMMETRIC = "%%MatrixMarket matrix coordinate real symmetric\n"
 _MTX_ROW = [("target", np.int64), ("source", np.int64), ("weight", np.float64)]
@@ -162,6 +162,7 @@ def _text(graph: ChannelGraph) -> str:
             "version": _VERSION,
             "aggregation": graph.aggregation,
             "residual": graph.residual,
+            "fold_norms": graph.fold_norms,
             "hubs": graph.hubs,
             "density": graph.density,
             "effective_density": graph.effective_density,
@@ -191,6 +192,7 @@ def _graph(told: dict[str, Any], edges: _Edges) -> ChannelGraph:
         density=told["density"],
         effective_density=told["effective_density"],
         dead_channels=told["dead_channels"],
+        fold_norms=bool(told["fold_norms"]),
     )
 
 

@@ -57,6 +57,7 @@ class Heat:
         0 where the heat starts so near to its end. Raises `UsageError` for an eps that is not
         positive, and `CannotOperate` where R cannot be known that well.
         """
+        require_number("eps", eps)
         if not (np.isfinite(eps) and eps > 0):
             raise UsageError(f"eps must be positive and finite, not {eps}")
         target = eps * self._problem.length

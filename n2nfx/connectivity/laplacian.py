@@ -7,6 +7,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from n2nfx.connectivity.graph import ChannelGraph, Matrix, stored
+from n2nfx.errors import require_kind
 
 
 class Laplacian:
@@ -17,6 +18,7 @@ class Laplacian:
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
+        require_kind(graph, ChannelGraph, "a Laplacian is of an n2nfx.channel_graph(network)")
         self.n = graph.n
         self.edges = graph.edges
         self.degrees = graph.degrees

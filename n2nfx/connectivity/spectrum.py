@@ -11,7 +11,7 @@ from n2nfx.connectivity.elimination import Elimination, UnstablePivots, negative
 from n2nfx.connectivity.elimination_order import elimination_order
 from n2nfx.connectivity.graph import ChannelGraph
 from n2nfx.connectivity.laplacian import Laplacian
-from n2nfx.errors import CannotOperate, UsageError
+from n2nfx.errors import CannotOperate, UsageError, require_number
 
 _DENSE = 400  # nodes, whose eigenvalues are found in no time
 _WHOLE = 8_000  # nodes, whose matrix is factored as one block where groups do not do
@@ -69,6 +69,7 @@ def inertia(graph: ChannelGraph, sigma: float) -> int:
     `CannotOperate` where the factor takes more than 2 GiB, or sigma is too near to an eigenvalue of
     a part of the graph.
     """
+    require_number("sigma", sigma)
     if not np.isfinite(sigma):
         raise UsageError(f"sigma must be finite, not {sigma}")
     return _inertia(Laplacian(graph), sigma)

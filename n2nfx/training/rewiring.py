@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from n2nfx.bind import masks_at_work
-from n2nfx.errors import CannotOperate, UsageError, did_you_mean
+from n2nfx.errors import CannotOperate, UsageError, did_you_mean, kinds, require_kind
 from n2nfx.masked import dense_gradients
 from n2nfx.masks import top_k
 from n2nfx.network import Network
@@ -106,6 +106,8 @@ class Rewiring:
         scope: Scope = "layer",
         seed: int = 0,
     ) -> None:
+        require_kind(network, Network, "a network is n2nfx.load(...) or an outcome's .network")
+        require_kind(optimizer, Optimizer, "an optimizer is one of torch.optim")
         self.rules = Rules(method, every, fraction, until, seed, scope)
         self.steps = 0
         self._network = network
@@ -133,8 +135,9 @@ class Rewiring:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the state was taken; raises `UsageError` if that was by other rules."""
-        if set(state) != {"steps", "rules"}:
-            raise UsageError(f"a state of rewiring has steps and rules, not {sorted(state)}")
+        if not isinstance(state, Mapping) or set(state) != {"steps", "rules"}:
+            found = sorted(state) if isinstance(state, Mapping) else kinds(state)
+            raise UsageError(f"a state of rewiring has steps and rules, not {found}")
         for name, own in asdict(self.rules).items():
             if (saved := state["rules"].get(name)) != own:
                 raise UsageError(
@@ -222,10 +225,20 @@ def _gradients(module: nn.Module, weights: Sequence[_Weight], closure: Closure) 
         loss = closure()
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise UsageError("rewiring's closure must give the loss: one number with a gradient")
-        gradients = torch.autograd.grad(
-            loss, [weight.parameter for weight in weights], materialize_grads=True
-        )
+        gradients = _derivatives(loss, [weight.parameter for weight in weights])
     return [_summed(gradient).abs().reshape(-1).cpu() for gradient in gradients]
+
+
+def _derivatives(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+    try:
+        return torch.autograd.grad(loss, parameters, materialize_grads=True)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise UsageError(
+            "rewiring's closure gives the loss and must not go backward itself, as an optimizer's "
+            "does: leave loss.backward() out"
+        ) from error
 
 
 @contextmanager
