@@ -207,6 +207,49 @@ def test_what_is_not_prunable_is_told_with_its_reason(
     assert "experts" not in {layer.name for layer in network.layers}
 
 
+MULTIPLIED: dict[str, tuple[Callable[[], Model], str]] = {
+    "an LSTM": (
+        lambda: Model(lambda m, x: m.own(x)[0], own=nn.LSTM(8, 8, batch_first=True)),
+        "0.own: not prunable, and not counted: LSTM multiplies by its weights itself",
+    ),
+    "a cell": (
+        lambda: Model(lambda m, x: m.own(x[:, 0]), own=nn.GRUCell(8, 8)),
+        "0.own: not prunable, and not counted: GRUCell multiplies by its weights itself",
+    ),
+    "a bilinear layer": (
+        lambda: Model(lambda m, x: m.own(x, x), own=nn.Bilinear(8, 8, 8)),
+        "0.own: not prunable, and not counted: Bilinear multiplies by its weights itself",
+    ),
+    "an operator": (
+        lambda: Model(lambda m, x: x @ m.own.t(), own=weight(8, 8)),
+        "0.own: not prunable, and not counted: matmul multiplies by it, which is no layer",
+    ),
+    "addmm": (
+        lambda: Model(lambda m, x: torch.addmm(m.b, x[:, 0], m.own), b=weight(8), own=weight(8, 8)),
+        "0.own: not prunable, and not counted: addmm multiplies by it, which is no layer",
+    ),
+    "einsum": (
+        lambda: Model(lambda m, x: torch.einsum("btc,cd->btd", x, m.own), own=weight(8, 8)),
+        "0.own: not prunable, and not counted: einsum multiplies by it, which is no layer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "note"), MULTIPLIED.values(), ids=MULTIPLIED)
+def test_a_matrix_of_no_layer_is_told(make: Callable[[], Model], note: str) -> None:
+    network = n2nfx.trace(nn.Sequential(make(), nn.Linear(8, 4)), torch.zeros(1, 5, 8))
+    assert note in network.notes
+    assert [layer.name for layer in network.layers] == ["1"]
+
+
+def test_a_layers_weight_that_a_product_reads_too_needs_no_note() -> None:
+    tied = Model(lambda m, x: m.own(x) @ m.own.weight, own=nn.Linear(8, 6))
+    read = Model(lambda m, x: functional.linear(x, m.own) @ m.own, own=weight(6, 8))
+    network = n2nfx.trace(nn.Sequential(tied, read), torch.zeros(1, 5, 8))
+    assert [layer.name for layer in network.layers] == ["0.own", "1.own"]
+    assert network.notes == ()
+
+
 def test_a_linear_layer_that_shares_an_embeddings_weight_is_not_prunable() -> None:
     embedding, linear = nn.Embedding(9, 4), nn.Linear(4, 9)
     linear.weight = embedding.weight

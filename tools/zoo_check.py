@@ -36,7 +36,7 @@ from n2nfx.passes import N2NSkip, RandomPruning
 from n2nfx.splice import prepare
 from n2nfx.tracing import record
 from n2nfx.tracing.fake import meta_copy
-from n2nfx.tracing.layers import not_prunable, taken_by_others
+from n2nfx.tracing.unprunable import not_prunable
 from n2nfx.tracing.values import items
 from n2nfx.wiring import Options, find_branches
 
@@ -323,8 +323,7 @@ def _unreached(model: nn.Module, network: Network) -> tuple[list[str], list[str]
     Apart from these, those that forward never uses.
     """
     reached = {layer.weight for layer in network.layers}
-    taken = taken_by_others(network.module)
-    told = {name for names in not_prunable(network.module, taken).values() for name in names}
+    told = {name for names in not_prunable(network.module).values() for name in names}
     used = _used(network)
     hidden, unused = [], []
     for path, module in model.named_modules():

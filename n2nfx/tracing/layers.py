@@ -1,6 +1,6 @@
-"""The prunable layers of a traced module, in order of execution, and why others are not."""
+"""The prunable layers of a traced module, in order of execution."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -10,17 +10,15 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from n2nfx.graphmodule import WholeModel, graphs_of, join, nodes_in, parts_of
+from n2nfx.graphmodule import WholeModel, graphs_of, join, nodes_in
 from n2nfx.masked import PLAIN_CLASS
 from n2nfx.network import Layer
 from n2nfx.tracing.ops import first_tensor, is_view
 from n2nfx.tracing.tape import Inner
-from n2nfx.tracing.weights import STOCK, is_weighted
+from n2nfx.tracing.weights import is_weighted
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
-_STOCK_NAMES = {stock.__name__ for stock in STOCK}
-_QUANTIZED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic")
 
 Kind = Literal["conv", "linear"]
 
@@ -49,17 +47,13 @@ class _Call:
     parameter: nn.Parameter
 
 
-def find_layers(module: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
     """Every prunable weight once, however often and under how many names it is used.
 
-    Also notes on those that look like a layer and are not prunable. Layers that only training runs
-    are layers too.
+    Layers that only training runs are layers too.
     """
     weights = _Weights(_first_names(module), taken_by_others(module))
-    layers = (replace(call.layer, uses=int(call.uses)) for call in _calls(module, weights))
-    return tuple(layers), tuple(
-        _note(*told) for told in not_prunable(module, weights.taken).items()
-    )
+    return tuple(replace(call.layer, uses=int(call.uses)) for call in _calls(module, weights))
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,7 @@ def _weight_at(
     read = operand and prunable_read(module, operand)
     if operand is None or read is None:
         return None
-    weight = _attribute(module, str(read.target))
+    weight = attribute(module, str(read.target))
     share = Fraction(prod(_whole_shape(operand.node)), weight.numel())
     kind = "linear" if node.target is functional.linear else "conv"
     return str(read.target), weight, kind, node.target in _TRANSPOSED, share
@@ -169,7 +163,7 @@ def operand_of(module: fx.GraphModule, node: fx.Node) -> Operand | None:
     while ahead:
         at = ahead.pop()
         if at.op == "get_attr":
-            if isinstance(_attribute(module, str(at.target)), nn.Parameter):
+            if isinstance(attribute(module, str(at.target)), nn.Parameter):
                 reads.append(at)
             continue
         if _is_activation(module, at):
@@ -199,7 +193,7 @@ def prunable_read(module: fx.GraphModule, operand: Operand) -> fx.Node | None:
     if operand.viewed:
         return operand.reads[0] if len(parameters) == 1 else None
     shape = _whole_shape(operand.node)
-    alike = [r for name, r in parameters.items() if _attribute(module, name).shape == shape]
+    alike = [r for name, r in parameters.items() if attribute(module, name).shape == shape]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -211,7 +205,7 @@ def weight_operand(node: fx.Node) -> fx.Node | None:
     return operand if isinstance(operand, fx.Node) else None
 
 
-def _attribute(module: nn.Module, path: str) -> Any:
+def attribute(module: nn.Module, path: str) -> Any:
     prefix, _, name = path.rpartition(".")
     return getattr(module.get_submodule(prefix), name)
 
@@ -251,7 +245,7 @@ def _calls_inside(module: fx.GraphModule, node: fx.Node, weights: _Weights) -> I
     seen: dict[str, list[Inner]] = {}
     for inner in node.meta["inner"]:
         seen.setdefault(inner.name, []).append(inner)
-    for path, layer in _inside(module, node):
+    for path, layer in inside(module, node):
         if path in node.meta.get("parts", ()):
             yield from _calls_of_part(path, layer, node.meta["parts"][path], weights)
         elif is_weighted(layer) and id(layer.weight) not in weights.taken:
@@ -290,7 +284,7 @@ def _inner_call(inner: Inner, layer: Any, names: dict[int, str]) -> _Call:
     return _Call(found, uses, layer.weight)
 
 
-def _inside(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Any]]:
+def inside(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Any]]:
     """Every module inside the one that a node calls, itself included, with its path.
 
     A part with a graph of its own is one of them, and what is inside of that is not.
@@ -316,7 +310,7 @@ def _below(
             yield from _below(child, join(path, name), parts, known)
 
 
-# What is not prunable.
+# What no mask can act on.
 
 
 def taken_by_others(module: fx.GraphModule) -> dict[int, str]:
@@ -330,56 +324,10 @@ def taken_by_others(module: fx.GraphModule) -> dict[int, str]:
 
 def _taken_at(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, str]]:
     parts = node.meta.get("parts", ())
-    for path, part in _inside(module, node):
+    for path, part in inside(module, node):
         if path not in parts and not (is_weighted(part) or type(part) in PLAIN_CLASS):
             for parameter in part._parameters.values():
                 if parameter is not None:
                     yield id(parameter), f"{path or 'the model'} ({type(part).__name__})"
     for name in node.meta.get("touched", ()):
-        yield id(_attribute(module, name)), f"a function inside {node.target}"
-
-
-def not_prunable(module: fx.GraphModule, taken: dict[int, str]) -> dict[str, list[str]]:
-    """What looks like a prunable layer and is none: module paths or weights by the reason.
-
-    `taken` are the parameters that `taken_by_others` finds.
-    """
-    reasons: dict[str, list[str]] = {}
-    for path, part in parts_of(module):
-        for node in (node for graph in graphs_of(part) for node in graph.nodes):
-            for name, reason in _not_prunable(part, node, taken):
-                reasons.setdefault(reason, []).append(join(path, name))
-    return {reason: list(dict.fromkeys(names)) for reason, names in reasons.items()}
-
-
-def _note(reason: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}: not prunable, and not counted: {reason}"
-
-
-def _not_prunable(
-    module: fx.GraphModule, node: fx.Node, taken: dict[int, str]
-) -> Iterator[tuple[str, str]]:
-    """Layers at a node that cannot be pruned, each with the reason."""
-    if node.op == "call_module":
-        for path, part in _inside(module, node):
-            weight = getattr(part, "weight", None)
-            if type(part).__module__.startswith(_QUANTIZED) and hasattr(part, "weight"):
-                yield path, "it is quantized, so its weight is packed away"
-            elif isinstance(part, torch.jit.ScriptModule) and part.original_name in _STOCK_NAMES:
-                yield path, "it is TorchScript, where no mask acts"
-            elif is_weighted(part) and id(weight) in taken:
-                yield path, f"{taken[id(weight)]} uses its weight too, where no mask acts"
-        return
-    operand = operand_of(module, node)
-    if operand is None or not operand.reads:
-        return
-    scope = node.meta.get("scope") or str(operand.reads[0].target)
-    if operand.dynamic:
-        yield scope, "it mixes its weight anew for every input"
-    elif prunable_read(module, operand) is None:
-        yield scope, "its weight is made of several parameters, or in another shape"
-    else:
-        weight = _attribute(module, str(operand.reads[0].target))
-        if id(weight) in taken:
-            yield scope, f"{taken[id(weight)]} uses its weight too, where no mask acts"
+        yield id(attribute(module, name)), f"a function inside {node.target}"

@@ -27,6 +27,7 @@ from n2nfx.tracing.sizes import fix_sizes
 from n2nfx.tracing.studio import NoLongerQuick, Stopped, Studio, open_studio
 from n2nfx.tracing.tape import Tape, Visit, is_inside
 from n2nfx.tracing.unify import Confounded, Parted, Run, unify
+from n2nfx.tracing.unprunable import notes_on
 from n2nfx.tracing.writer import GraphWriter
 
 # Three sizes tell a number that depends on the batch by a line (a * B + c) from any other (B // 2,
@@ -105,8 +106,8 @@ def record(model: nn.Module, example: Example, quick: bool = True) -> Network:
             except Stopped as stopped:
                 graphs = _whole(studio, stopped.fault, named(model, example))
         traced = _traced(studio, graphs, quick)
-        layers, notes = find_layers(traced.module)
-    notes = (*_notes(traced.wholes, traced.module, layers), *notes)
+        layers = find_layers(traced.module)
+    notes = (*_notes(traced.wholes, traced.module, layers), *notes_on(traced.module))
     return Network(module=traced.module, layers=layers, inputs=call.inputs, notes=notes)
 
 
