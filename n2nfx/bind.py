@@ -238,11 +238,12 @@ def as_it_acts(network: Network) -> Network:
     """`with_acting_masks`, where no weight would be lost by them.
 
     Raises `CannotOperate` where a layer or a part was replaced, and where a weight that no mask
-    acts on is not zero where the network's mask drops it.
+    acts on any more is not zero where the network's mask drops it.
     """
     found = with_acting_masks(network)
     acting = masks_at_work(network.module)
-    for name, mask in network.masks.items():
+    were_at_work = bool(acting or network.history)
+    for name, mask in network.masks.items() if were_at_work else ():
         weight = network.module.get_parameter(name)
         if id(weight) not in acting:
             _require_dropped(name, weight, mask)

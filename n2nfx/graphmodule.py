@@ -170,13 +170,14 @@ class WholeGraphModule(fx.GraphModule):
         local_metadata: dict[str, Any],
         strict: bool,
         missing_keys: list[str],
-        *args: Any,
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """As ever, but masks of which the state has only some are missing: none stays unnoticed."""
         told = missing_masks(self, state_dict, prefix)
         missing_keys += [name for name in told if name not in missing_keys]
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *args
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def __copy__(self) -> "WholeGraphModule":

@@ -170,7 +170,7 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
     """
     precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(precisions) == 1:  # the model's, or that to which it was moved before it was saved
-        network.module.to(*precisions)
+        network.module.to(dtype=precisions.pop())
     own = plain_state(network.module)
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:

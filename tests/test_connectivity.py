@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import n2nfx
-from n2nfx.bind import bind
+from n2nfx.bind import bind, unbind
 from n2nfx.connectivity import Effective, count_effective
 from n2nfx.connectivity.channels import channel_map
 from n2nfx.connectivity.relations import Pairs
@@ -580,6 +580,7 @@ def test_skips_raise_reach_or_leave_it(wiring: Any) -> None:
     network = n2nfx.Pipeline(passes)(traced(model), seed=1).network
     silent = {skip.weight: torch.zeros(skip.weight_shape) > 0 for skip in network.skips}
     with_skips = count_effective(network)
+    unbind(network.module)
     without = count_effective(replace(network, masks=Masks({**network.masks, **silent})))
     assert sum(row.effective for row in without.skips) == 0
     assert sum(row.effective for row in with_skips.skips) > 0

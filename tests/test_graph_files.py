@@ -263,7 +263,7 @@ def changed_text(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda told: told.update(version=2), "version 2"),
+        (lambda told: told.update(version=3), "version 3"),
         (lambda told: told.update(format="another"), "damaged"),
         (lambda told: told.update(edges=5), "4 of 5 edges"),
         (lambda told: told["groups"].pop(), "an edge ends at a node"),

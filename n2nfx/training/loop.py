@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from n2nfx.bind import as_it_acts, bake
+from n2nfx.bind import bake, with_acting_masks
 from n2nfx.errors import CannotOperate, N2nfxError, described
 from n2nfx.masks import Masks
 from n2nfx.network import Network
@@ -272,7 +272,7 @@ class Trainer:
 
     def require_masks(self) -> None:
         """Raise `BrokenInvariant` where not exactly the masked weights are zero."""
-        found = as_it_acts(self.network).nnz + self.projection.escaped()
+        found = with_acting_masks(self.network).nnz + self.projection.escaped()
         if found != self.network.nnz:
             raise BrokenInvariant(
                 f"training keeps nnz: {self.network.nnz} at its start, {found} after step "
@@ -496,7 +496,7 @@ class _Clock:
 
 
 def _masks_of(network: Network) -> list[Tensor]:
-    return list(as_it_acts(network).masks.values())
+    return list(with_acting_masks(network).masks.values())
 
 
 def _norm(module: nn.Module) -> Tensor:
