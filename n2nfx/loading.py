@@ -1,6 +1,6 @@
 """An artifact read back into a network: the model built again, the record replayed, all checked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -168,10 +168,11 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
 
     Each is let go once it is there, as large models are held few times over: `tensors` is emptied.
     """
-    precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(precisions) == 1:  # the model's, or that to which it was moved before it was saved
-        network.module.to(dtype=precisions.pop())
     own = plain_state(network.module)
+    stored = _precisions(tensors)
+    if len(stored) == 1 and stored != _precisions(own):  # it was moved before it was saved
+        _MOVES[stored.pop()](network.module)
+        own = plain_state(network.module)
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:
         what = f"{min(missing)} is missing" if missing else f"{min(unknown)} is not the model's"
@@ -186,6 +187,19 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
     with torch.no_grad():
         for name in [*tensors]:
             own[name].copy_(tensors.pop(name))
+
+
+# As a user moves a module. By `to`, numbers that are complex would lose a part.
+_MOVES: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
+    torch.float16: nn.Module.half,
+    torch.bfloat16: nn.Module.bfloat16,
+    torch.float32: nn.Module.float,
+    torch.float64: nn.Module.double,
+}
+
+
+def _precisions(tensors: Mapping[str, Tensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} & {*_MOVES}
 
 
 def _masks(path: Path, network: Network, plan: Plan, found: Masks) -> Masks:

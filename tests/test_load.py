@@ -122,6 +122,19 @@ def test_what_was_moved_to_another_precision_is_loaded_in_it(
     assert torch.equal(outcome.network.module.eval()(x), again.module.eval()(x))
 
 
+def test_buffers_that_are_not_stored_keep_their_precision(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        model = Model(lambda m, x: m.head(x * m.turn.real + m.shift.float()), head=nn.Linear(4, 4))
+        model.register_buffer("turn", torch.full((4,), 1 + 2j), persistent=False)
+        model.register_buffer("shift", torch.ones(4, dtype=torch.float64), persistent=False)
+        return model
+
+    outcome = n2nfx.transform(build(), density=0.5, example=torch.zeros(1, 4))
+    outcome.save(tmp_path / "out")
+    kept = dict(n2nfx.load(tmp_path / "out", build()).module.named_buffers())
+    assert (kept["turn"].dtype, kept["shift"].dtype) == (torch.complex64, torch.float64)
+
+
 def test_layers_with_large_activations_survive(tmp_path: Path) -> None:
     large = torch.zeros(1, 1, 1500, 1500)  # as many elements read as written, 5e12 by product
     outcome = n2nfx.transform(nn.Conv2d(1, 4, 1), density=0.5, skip_ratio=0.0, example=large)
