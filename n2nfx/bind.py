@@ -258,12 +258,15 @@ def with_acting_masks(network: Network) -> Network:
     """
     require_intact(network)
     module, acting = network.module, masks_at_work(network.module)
-    masks = Masks(
-        {
-            name: _as_acting(mask, acting.get(id(module.get_parameter(name)), ()))
-            for name, mask in network.masks.items()
-        }
-    )
+    masks = {
+        name: _as_acting(mask, acting.get(id(module.get_parameter(name)), ()))
+        for name, mask in network.masks.items()
+    }
+    return with_masks(network, Masks(masks))
+
+
+def with_masks(network: Network, masks: Masks) -> Network:
+    """The network with other masks, and the counts of its skips by them; the module stays."""
     skips = tuple(
         replace(skip, nnz=masks.counts.get(skip.weight, skip.nnz)) for skip in network.skips
     )

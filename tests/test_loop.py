@@ -17,6 +17,7 @@ from torch import Tensor
 
 from n2nfx import CannotOperate, UsageError
 from n2nfx.bind import as_it_acts
+from n2nfx.network import Network
 from n2nfx.outcome import Outcome
 from n2nfx.pipeline import BrokenInvariant
 from n2nfx.runspec import RunSpec, Training
@@ -122,6 +123,31 @@ def test_it_goes_on_with_the_same_bits_from_any_step(how: dict[str, Any], at: in
     assert kept[at - 1].step == at
     assert same(whole, resumed)
     assert measures(whole) == measures(resumed)
+
+
+@pytest.mark.parametrize("way", ["sgd", "average", "rigl"])
+def test_it_goes_on_with_its_own_masks_where_others_are_made(way: str) -> None:
+    """As on another CPU, which rounds scores otherwise."""
+    asked, kept = spec(**WAYS[way]), list[Checkpoint]()
+    whole = trained(asked, save=lambda now: kept.append(deepcopy(now)), save_every=0)
+    others, data = made(spec(seed=1, **WAYS[way]))
+    assert not masks_equal(others.network, made(asked)[0].network)
+    resumed = train(others.network, data, asked.training, seed=asked.seed, saved=kept[8])
+    assert same(whole, resumed)
+    assert masks_equal(as_it_acts(whole.network), as_it_acts(resumed.network))
+
+
+def test_a_checkpoint_of_other_layers_masks_is_refused() -> None:
+    kept: list[Checkpoint] = []
+    trained(spec(), save=lambda now: kept.append(deepcopy(now)), save_every=0)
+    with pytest.raises(CannotOperate, match="masks of other weights than are pruned here"):
+        trained(spec(passes=()), saved=kept[0])
+
+
+def masks_equal(one: Network, other: Network) -> bool:
+    return list(one.masks) == list(other.masks) and all(
+        torch.equal(mask, other.masks[name]) for name, mask in one.masks.items()
+    )
 
 
 @every_way

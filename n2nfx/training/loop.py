@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from n2nfx.bind import bake, with_acting_masks
+from n2nfx.bind import bake, with_acting_masks, with_masks
 from n2nfx.errors import CannotOperate, N2nfxError, described
 from n2nfx.masks import Masks
 from n2nfx.network import Network
@@ -346,6 +346,8 @@ class Trainer:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield "sums", self.sums
+        for name, mask in self.network.masks.items():
+            yield f"mask/{name}", mask
         for name, tensor in self.module.state_dict().items():
             yield f"module/{name}", tensor
         if self.average is not None:
@@ -359,18 +361,33 @@ class Trainer:
         return self.optimizer.param_groups[0]["params"]
 
     def load(self, saved: Checkpoint) -> None:
-        """Go on where a checkpoint was made."""
+        """Go on where a checkpoint was made, with its masks.
+
+        A pruner that looks at data may choose others here: another CPU rounds otherwise.
+        """
         self.steps = saved.step
         self.epochs = [Epoch(**epoch) for epoch in saved.facts["epochs"]]
         self.scaler.load_state_dict(saved.facts["scaler"])
         if self.rewiring is not None:
             self.rewiring.load_state_dict(saved.facts["rewiring"])
         self.sums.copy_(saved.tensors["sums"])
+        self._take_masks(Masks(_under("mask", saved.tensors)))
         self.module.load_state_dict(_under("module", saved.tensors))
         if self.average is not None:
             self.average.module.load_state_dict(_under("average", saved.tensors))
         self._load_optimizer(_under("optimizer", saved.tensors))
         self.require_ranks_alike()
+
+    def _take_masks(self, masks: Masks) -> None:
+        made = self.network.masks
+        if masks.keys() != made.keys() or masks.nnz != made.nnz:
+            raise CannotOperate(
+                "the checkpoint has masks of other weights than are pruned here: go on where the "
+                "run was begun, or delete its folder"
+            )
+        self.network = with_masks(self.network, masks)
+        if self.rewiring is None:
+            self.projection = _Projection(self.module, masks)
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = self._parameters()

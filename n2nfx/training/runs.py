@@ -210,8 +210,9 @@ class _Session:
         except Diverged as error:
             _log.warning("%s: %s", self.spec.name, error)
             return self._closed(outcome, error.epochs, reason=str(error))
+        outcome = replace(outcome, network=trained.network)
         if first:
-            replace(outcome, network=trained.network).save(self.folder / NETWORK, force=True)
+            outcome.save(self.folder / NETWORK, force=True)
         result = self._closed(outcome, trained.epochs)
         if first:
             checkpoints.discard()
