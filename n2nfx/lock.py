@@ -25,6 +25,19 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _HOLDER = re.compile(rb"process [0-9]{1,20} on [A-Za-z0-9_.-]{1,255}")
 
 
+_descriptors: set[int] = set()  # of the locks that this process holds
+
+
+def _let_go() -> None:
+    """In a fork, which may outlive the holder: the lock is the holder's alone."""
+    while _descriptors:
+        os.close(_descriptors.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 class Held(N2nfxError):
     """Another holds the lock; `holder` is who ("process 4711 on host"), or empty if unknown."""
 
@@ -49,15 +62,18 @@ def held(file: Path) -> Iterator[bool]:
             break
         os.close(descriptor)
         descriptor = _opened(file)
+    _descriptors.add(descriptor)
     try:
         with contextlib.suppress(OSError):  # on a full disk nobody learns who it is
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
         yield locked
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(file)
-        os.close(descriptor)
+        if descriptor in _descriptors:
+            _descriptors.remove(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+            os.close(descriptor)
 
 
 def _opened(file: Path) -> int:

@@ -224,7 +224,7 @@ def read(
     file = find(name)
     try:
         data = tomllib.loads(text_of(file))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5000 digits
         raise UsageError(f"{file}: is no TOML: {error}") from error
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
@@ -343,7 +343,7 @@ def _toml(key: str, value: str) -> dict[str, Any] | None:
         return None
     try:
         return tomllib.loads(f"{key} = {value}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 

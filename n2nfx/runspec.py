@@ -74,6 +74,8 @@ class Training(Part):
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Training":
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError('nesterov=true is of optimizer="sgd"')
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=true needs a momentum above 0")
         return self

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -158,3 +159,35 @@ def test_other_failures_are_not_taken_for_a_holder(
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=broken))
     with pytest.raises(OSError, match="Input/output"), lock.held(tmp_path / "lock"):
         pass
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from n2nfx import lock
+
+with lock.held(Path(sys.argv[1])):
+    if not os.fork():
+        time.sleep(60)
+        os._exit(0)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_fork_that_outlives_the_holder_does_not_hold(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    command = [sys.executable, "-c", FORKED, str(file)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "held\n"
+            with pytest.raises(lock.Held), lock.held(file):
+                pass
+            child.kill()
+            child.wait()
+            with lock.held(file) as locked:
+                assert locked
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 Run with --update-golden to record the losses anew.
 """
 
+import errno
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from n2nfx.runspec import RunSpec, Training
 from n2nfx.training.average import Average
 from n2nfx.training.checkpoint import Checkpoint
 from n2nfx.training.data import Data, load_for
-from n2nfx.training.loop import Diverged, Trained, Trainer, _Clock, train
+from n2nfx.training.loop import Diverged, Trained, Trainer, _Clock, is_of_memory, train
 from n2nfx.training.ranks import Ranks
 from n2nfx.training.runs import make
 from n2nfx.training.sampler import Sampler, sampler_of
@@ -256,6 +257,20 @@ def test_a_gradient_that_is_not_finite_stops_it_and_no_checkpoint_is_made_of_it(
     with pytest.raises(Diverged, match="a gradient was not finite"):
         trained(asked, save=kept.append, save_every=0)
     assert kept == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_too_small_a_memory_is_known_by_what_is_said_of_it(error: Exception) -> None:
+    assert is_of_memory(error)
+    assert not is_of_memory(OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_too_small_a_memory_fails_with_what_helps() -> None:

@@ -13,6 +13,7 @@ from n2nfx import recipe
 from n2nfx.errors import UsageError
 from n2nfx.recipe import Recipe, parse, read
 from n2nfx.runspec import RunSpec, Training
+from n2nfx.training.printed import printed
 
 SHIPPED = list(recipe.shipped())
 
@@ -180,6 +181,7 @@ def test_later_overrides_win() -> None:
         ("matrix.seeds=1,1", "matrix.seeds: 1 stands there twice"),
         ("matrix.models=[]", "matrix.models: "),
         ("epochs=3", "epochs: unknown key; did you mean training.epochs?"),
+        (f"training.epochs={'1' * 5000}", "training.epochs: "),
         ("training.epoch=3", "training.epoch: unknown key; did you mean epochs?"),
         ("training.schedule=cosin", "step or cosine or one-cycle, not 'cosin'; did you mean cos"),
         ("matrix.methods=RPP", "matrix.methods: there is no method 'RPP'; did you mean RP?"),
@@ -270,6 +272,7 @@ def test_a_distance_is_from_a_method_without_passes_that_is_run(methods: list[st
         ("FOLDER/bytes.toml", "is no TOML"),
         ("FOLDER/twice.toml", "is no TOML"),
         ("FOLDER/deep.toml", "is no TOML"),
+        ("FOLDER/long.toml", "is no TOML"),
     ],
 )
 def test_a_file_that_is_none_is_told(tmp_path: Path, name: str, told: str) -> None:
@@ -277,6 +280,7 @@ def test_a_file_that_is_none_is_told(tmp_path: Path, name: str, told: str) -> No
     (tmp_path / "broken.toml").write_text("a = ")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     (tmp_path / "twice.toml").write_text("a = 1\na = 2\n")
+    (tmp_path / "long.toml").write_text("a = " + "1" * 5000)
     (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
     with pytest.raises(UsageError) as caught:
         read(name.replace("FOLDER", str(tmp_path)))
@@ -374,3 +378,18 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "d.toml").mkdir()
     with pytest.raises(UsageError, match=r"d.toml is a folder"):
         read(str(tmp_path / "d.toml"))
+
+
+def test_what_the_paper_prints_is_of_its_density_or_of_the_dense_network_alone() -> None:
+    def values(*overrides: str) -> list[Any]:
+        return [printed("table1", cell) for cell in read("table1", overrides).cells]
+
+    assert values("matrix.methods=Baseline") != [None] * 4
+    assert values("methods.RP=['random{density=0.3}']", "matrix.methods=RP") == [None] * 4
+    dense = "methods.Baseline=['random{density=DENSITY}']"
+    assert set(values(dense, "matrix.methods=Baseline")) == {None}
+
+
+def test_nesterov_is_of_sgd() -> None:
+    with pytest.raises(UsageError, match='nesterov=true is of optimizer="sgd"'):
+        read("smoke", ["training.nesterov=true", "training.optimizer=adamw"])

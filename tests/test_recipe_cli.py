@@ -644,7 +644,7 @@ def test_a_copy_that_cannot_be_written_leaves_the_file_that_is_there(
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "mps", "meta"])
 def test_a_device_that_there_is_not_is_told_before_anything_starts(
     mine: str, tmp_path: Path, command: str, device: str
 ) -> None:

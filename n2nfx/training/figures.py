@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from n2nfx.errors import CannotOperate
 from n2nfx.recipe import Cell, Recipe
 from n2nfx.training.report import Row, Table, percent, rows, tables
-from n2nfx.training.status import EVENTS
+from n2nfx.training.status import EVENTS, standing
 
 
 def curves(recipe: Recipe, out: Path) -> Figure:
@@ -29,7 +29,8 @@ def curves(recipe: Recipe, out: Path) -> Figure:
         axis.set_ylabel("test accuracy, %")
         for cell in _cells(table):
             name = _label(cell, several)
-            _curve(axis, name, colours[name], [_accuracies(one) for one in folders[cell]])
+            runs = [_accuracies(folder) for folder in _drawable(folders[cell])]
+            _curve(axis, name, colours[name], runs)
 
     return _drawn(recipe, out, draw)
 
@@ -76,6 +77,11 @@ def _drawn(recipe: Recipe, out: Path, draw: Callable[[Any, Table], None]) -> Fig
 def _shown(name: str) -> str:
     """A name as the legend takes it, which leaves out what begins with a low line."""
     return f" {name}" if name.startswith("_") else name
+
+
+def _drawable(folders: list[Path]) -> list[Path]:
+    """The runs that are done, as in the report; where none is, all, as far as they are."""
+    return [folder for folder in folders if standing(folder).state == "done"] or folders
 
 
 def _curve(axis: Any, name: str, colour: str, runs: Sequence[Sequence[float]]) -> None:

@@ -102,7 +102,8 @@ def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator
     """Hold the lease of a run while the body works, and write down how that ended.
 
     Raises `Taken` where another holds it, CannotWrite where the folder cannot be written.
-    A run that ends since a file cannot be written is stopped, not failed: with room it goes on.
+    A run that ends since a file cannot be written is stopped, not failed: with room it goes on. So
+    does one at which another process was all the same.
     `on_lost` is called, in another thread, should somebody have taken it over: from a process that
     was stopped for a minute, as seen from another host.
     """
@@ -119,7 +120,7 @@ def claimed(folder: Path, on_lost: Callable[[], None] | None = None) -> Iterator
     try:
         yield lease
     except BaseException as error:
-        fails = isinstance(error, Exception) and not isinstance(error, CannotWrite)
+        fails = isinstance(error, Exception) and not isinstance(error, CannotWrite | Taken)
         state, reason = ("failed" if fails else "stopped"), told(error)
         if not isinstance(error, N2nfxError | KeyboardInterrupt):
             with suppress(OSError):

@@ -5,6 +5,7 @@ learning rate; a checkpoint therefore holds tensors and a position, and a traini
 one ends with the same bits as one that was never interrupted.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -543,7 +544,7 @@ def _memory_told(training: Training, device: torch.device) -> Iterator[None]:
     """Say what helps where the memory is too small; nothing is changed on anybody's behalf."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_of_memory(error):
             raise
         half, twice = (training.batch_size + 1) // 2, 2 * training.accumulate
@@ -556,6 +557,11 @@ def _memory_told(training: Training, device: torch.device) -> Iterator[None]:
 
 def is_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that the memory is too small, of a GPU or the machine."""
-    texts = ("can't allocate memory", "not enough memory")  # as torch says it of the CPU's
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(text in str(error) for text in texts)
+    return isinstance(error, kinds) or any(text in str(error) for text in _NO_MEMORY)
+
+
+# As torch says it of the CPU's; as CUDA and its libraries say it, past torch's own allocator.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")

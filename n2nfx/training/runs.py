@@ -37,6 +37,7 @@ from n2nfx.training import tensorboard as event_files
 from n2nfx.training.checkpoint import Checkpoint, Checkpoints
 from n2nfx.training.data import Data, load_for
 from n2nfx.training.environment import environment
+from n2nfx.training.lease import Taken
 from n2nfx.training.loop import Diverged, Epoch, Progress, is_of_memory, train
 from n2nfx.training.ranks import Ranks, joined, own_device
 from n2nfx.training.runresult import MANIFEST, RESULT, Result, contents, manifest_line, read
@@ -163,6 +164,10 @@ def _differences(
             yield f"{at}{key}", mine, theirs
 
 
+class Busy(Taken, UsageError):
+    """Another process trains in the directory, with a lease or without."""
+
+
 @contextmanager
 def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Be the only one who trains in the directory: the first rank for all of them."""
@@ -175,7 +180,7 @@ def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
             stack.enter_context(lock.held(folder / ".training.lock"))
         except lock.Held as error:
             who = f" ({error.holder})" if error.holder else ""
-            raise UsageError(f"{folder}: another process trains there{who}; wait for it") from error
+            raise Busy(f"{folder}: another process trains there{who}; wait for it") from error
         except OSError as error:
             raise CannotWrite(f"{folder}: cannot be written: {error.strerror}") from error
         yield

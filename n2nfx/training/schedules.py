@@ -4,7 +4,8 @@ from math import cos, pi
 
 from n2nfx.runspec import Training
 
-# One cycle as in Smith and Topin (2018), with the numbers that torch's OneCycleLR has.
+# One cycle as in Smith and Topin (2018), with the numbers that torch's OneCycleLR has, of the rate
+# alone: the momentum stays.
 _RISE, _START, _END = 0.3, 1 / 25, 1 / 250_000
 
 
