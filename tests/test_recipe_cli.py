@@ -391,6 +391,22 @@ def test_slurm_is_handed_an_array_of_jobs(
     assert {job.device for job in jobs} == {"cuda"}
     assert task.checkpoint(jobs[0]).parts == (task, jobs[0])
     assert run("run", mine, "--executor", "slurm", "--slurm", "gpu").exit_code == 2
+    for more, device in (
+        (["--slurm", "slurm_gpus_per_task=1"], "cuda"),
+        (["--slurm", "slurm_gres=gpu:2"], "cuda"),
+        (["--slurm", "slurm_partition=gpu"], "cpu"),
+        (["--device", "cuda:0"], "cuda:0"),
+    ):
+        run("run", mine, "--out", str(tmp_path / "runs"), "--executor", "slurm", *more)
+        assert {job.device for job in asked["jobs"]} == {device}
+
+
+@pytest.mark.parametrize("executor", ["ray", "slurm"])
+def test_options_of_another_executor_are_refused(mine: str, tmp_path: Path, executor: str) -> None:
+    out = ["--out", str(tmp_path / "runs")]
+    result = run("run", mine, *out, "--executor", executor, "--slots", "2")
+    assert result.exit_code == 2
+    assert f"--executor {executor} takes no --slots" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -325,12 +325,24 @@ def _executor(
     if executor == "ray":
         from n2nfx.training.ray_tasks import Ray
 
+        _require_none("ray", "--cpus and --gpus say what a run takes", devices, slots)
         return Ray(cpus, gpus, address)
     if executor == "slurm":
         from n2nfx.training.slurm import Slurm
 
-        return Slurm(out / "slurm", dict(map(_pair, slurm_options)))
+        _require_none("slurm", "every run is a job, on one --device", devices[1:], slots)
+        device = devices[0] if devices else ""
+        return Slurm(out / "slurm", dict(map(_pair, slurm_options)), device)
     return _local(devices, slots)
+
+
+def _require_none(executor: str, told: str, devices: Sequence[str], slots: int | None) -> None:
+    """Raise `UsageError` for options that are the local executor's."""
+    from n2nfx.errors import UsageError
+
+    if devices or slots:
+        what = "--slots" if slots else "--device"
+        raise UsageError(f"--executor {executor} takes no {what} like this: {told}")
 
 
 def _together(executor: str, devices: Sequence[str], slots: int | None) -> "Executor":

@@ -35,11 +35,10 @@ def printed(table: str, cell: Cell) -> Spread | None:
     """
     own = _read().get(table, {})
     row = own.get(cell.model, {}).get(cell.data, {}).get(cell.method)
-    dense = cell.density is None
-    known = dense or cell.density in own["densities"]
-    if row is None or not known or dense != (len(row) == 1):  # the baseline has one number
+    densities = [None] if row is not None and len(row) == 1 else own.get("densities", [])
+    if row is None or cell.density not in densities:
         return None
-    place = 0 if dense else own["densities"].index(cell.density)
+    place = densities.index(cell.density)
     mean, std = row[place]
     return Spread(mean, std, 3)
 

@@ -37,6 +37,11 @@ class Connectivity:
     certificate: float
     printed: float | None
 
+    @property
+    def compared(self) -> int:
+        """How many runs the distances are of: those whose reference is trained too."""
+        return next((spread.n for spread in self.distances.values()), 0)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -145,6 +150,9 @@ def lines(row: Row) -> list[str]:
     Then the final accuracy, the paper's under it, the best, and n.
     """
     told = [] if row.connectivity is None else _connectivity_lines(row.connectivity)
+    compared = 0 if row.connectivity is None else row.connectivity.compared
+    if row.final is not None and 0 < compared < row.final.n:
+        told.append(f"F of {compared} of {row.final.n} runs")
     if row.final is not None:
         told.append(f"{'accuracy: ' if told else ''}{shown(row.final)}")
     if row.paper is not None:
@@ -306,7 +314,11 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def _flat_connectivity(found: Connectivity) -> dict[str, float | None]:
-    told: dict[str, float | None] = {"paper_F": found.printed, "F_certificate": found.certificate}
+    told: dict[str, float | None] = {
+        "paper_F": found.printed,
+        "F_certificate": found.certificate,
+        "F_n": found.compared,
+    }
     for reading, value in found.distances.items():
         told |= _named(f"F_{reading.replace(' ', '_')}", value)
     for name, value in found.measures.items():

@@ -20,18 +20,20 @@ class Slurm:
     """Hands jobs in as one array, and does not wait for them; their folder must be on all nodes.
 
     `options` are submitit's: slurm_partition, timeout_min, gpus_per_node, slurm_array_parallelism
-    and so on. What submitit writes goes to `logs`. A job whose time is over or whose node is taken
+    and so on. A run is trained on `device`, by default on a GPU where the options ask for one. What
+    submitit writes goes to `logs`. A job whose time is over or whose node is taken
     away is put back, and goes on where its folder says. Raises UsageError for options that submitit
     does not take, CannotOperate where Slurm does not take the jobs.
     """
 
     logs: Path
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = ""
     run: Runner | None = None
 
     def __call__(self, jobs: Sequence[Job], teller: Teller) -> None:
         submitit = _imported()
-        device = "cuda" if self.options.get("gpus_per_node") else "cpu"
+        device = self.device or ("cuda" if _asks_for_a_gpu(self.options) else "cpu")
         here = [replace(job, device=device, folder=job.folder.absolute()) for job in jobs]
         try:
             executor = self._executor(submitit)
@@ -53,6 +55,14 @@ class Slurm:
         except (NameError, ValueError, TypeError, AssertionError) as error:
             raise UsageError(f"--slurm: {first_line(error)}") from error
         return executor
+
+
+def _asks_for_a_gpu(options: Mapping[str, Any]) -> bool:
+    """gpus_per_node=1, slurm_gpus_per_task=1, slurm_gres=gpu:1; a partition's name is none."""
+    return any(
+        value and ("gpus" in key or (key.endswith("gres") and "gpu" in str(value)))
+        for key, value in options.items()
+    )
 
 
 @dataclass(frozen=True)
