@@ -35,7 +35,8 @@ def printed(table: str, cell: Cell) -> Spread | None:
     """
     own = _read().get(table, {})
     row = own.get(cell.model, {}).get(cell.data, {}).get(cell.method)
-    densities = [None] if row is not None and len(row) == 1 else own.get("densities", [])
+    dense = row is not None and len(row) == 1
+    densities: list[float | None] = [None] if dense else own.get("densities", [])
     if row is None or cell.density not in densities:
         return None
     place = densities.index(cell.density)
