@@ -240,14 +240,14 @@ def as_it_acts(network: Network) -> Network:
     Raises `CannotOperate` where a layer or a part was replaced, and where a weight that no mask
     acts on any more is not zero where the network's mask drops it.
     """
-    found = with_acting_masks(network)
+    require_intact(network)
     acting = masks_at_work(network.module)
     were_at_work = bool(acting or network.history)
     for name, mask in network.masks.items() if were_at_work else ():
         weight = network.module.get_parameter(name)
         if id(weight) not in acting:
             _require_dropped(name, weight, mask)
-    return found
+    return _with_those(network, acting)
 
 
 def with_acting_masks(network: Network) -> Network:
@@ -257,9 +257,13 @@ def with_acting_masks(network: Network) -> Network:
     module, and where none act. Raises `CannotOperate` where a layer or a part was replaced.
     """
     require_intact(network)
-    module, acting = network.module, masks_at_work(network.module)
+    return _with_those(network, masks_at_work(network.module))
+
+
+def _with_those(network: Network, acting: Mapping[int, list[Tensor]]) -> Network:
+    """The network with the masks that `masks_at_work` found."""
     masks = {
-        name: _as_acting(mask, acting.get(id(module.get_parameter(name)), ()))
+        name: _as_acting(mask, acting.get(id(network.module.get_parameter(name)), ()))
         for name, mask in network.masks.items()
     }
     return with_masks(network, Masks(masks))
