@@ -386,6 +386,7 @@ class Trainer:
                 "the checkpoint has masks of other weights than are pruned here: go on where the "
                 "run was begun, or delete its folder"
             )
+        masks = Masks({name: masks[name] for name in made})  # in the network's order
         self.network = with_masks(self.network, masks)
         if self.rewiring is None:
             self.projection = _Projection(self.module, masks)
