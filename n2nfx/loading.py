@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from n2nfx import artifact, models, recorded
 from n2nfx.atomic import as_path
 from n2nfx.bind import as_it_acts, bind, plain_state
-from n2nfx.errors import DamagedFile, N2nfxError, UsageError, described
+from n2nfx.errors import DamagedFile, N2nfxError, UsageError, described, require_kind
 from n2nfx.graphmodule import graphs_of, parts_of, recompile
 from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network, Probe, Step
@@ -67,8 +67,11 @@ def _rebuild(
             f"{path} was made from {origin.told}, which must be handed in: --model "
             "file.py:function (load(..., model=) in Python)"
         )
-    handed = model is not None or example is not None
-    with _told_as_damage(path, plan, example, but=UsageError if handed else DamagedFile):
+    if model is not None and not isinstance(model, nn.Module):
+        require_kind(model, str, "a model is a name or an nn.Module")
+        models.require_known(model)
+    but = DamagedFile if example is None else UsageError  # which then can be the example's
+    with _told_as_damage(path, plan, example, but):
         network = _reference(plan, model, example)
     with _told_as_damage(path, plan, example):
         as_recorded = all("graph" in step.keeps for step in plan.steps)

@@ -2,11 +2,11 @@
 
 import hashlib
 import platform
-import re
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from n2nfx.network import InputSpec, Layer, Network, Origin, Step
 
@@ -77,10 +77,14 @@ def graph_sha256(network: Network) -> str:
 
 
 def graph_text(network: Network) -> str:
-    """A network's graph, and what its modules are set to: strides, paddings, rates."""
-    parts = network.module.named_modules()
-    settings = "\n".join(f"{name} {part.extra_repr()}" for name, part in parts)
-    return network.text() + _ADDRESS.sub("", settings)
+    """A network's graph, and what its modules are set to: strides, paddings, rates.
+
+    Of what is set, as torch's own `extra_repr` says it: another's may print what is learned.
+    """
+    parts = [(name, part) for name, part in network.module.named_modules() if _by_torch(part)]
+    return network.text() + "\n".join(f"{name} {part.extra_repr()}" for name, part in parts)
 
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that is printed, another in each process
+def _by_torch(part: nn.Module) -> bool:
+    """Whether torch wrote the `extra_repr` of a module."""
+    return type(part).extra_repr.__module__.startswith("torch.")

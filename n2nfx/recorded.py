@@ -112,8 +112,9 @@ def _impossible(plan: Plan) -> Iterator[str]:
     for spec in plan.inputs:
         if not _sizes(spec.shape, _MOST_INPUT):
             yield f"input {spec.name!r} has the shape {list(spec.shape)}"
-    if not _sizes(plan.origin.input_shape or (), _MOST_INPUT):
-        yield f"origin: input_shape is {plan.origin.input_shape}"
+    for key in ("num_classes", "input_shape"):
+        if not _buildable(getattr(plan.origin, key)):
+            yield f"origin: {key} is {getattr(plan.origin, key)}"
     yield from _impossible_steps(plan)
     yield from _impossible_skips(plan)
 
@@ -125,6 +126,14 @@ def _kind(item: Layer | Skip) -> str:
 def _sizes(shape: tuple[int, ...], most: int = _MOST) -> bool:
     """Whether these are sizes of a tensor that somebody can have."""
     return all(0 <= size <= most for size in shape) and prod(map(float, shape)) <= most
+
+
+def _buildable(sizes: int | tuple[int, ...] | None) -> bool:
+    """Whether a model can be asked for so many classes, or for inputs of this shape."""
+    if sizes is None:
+        return True
+    each = sizes if isinstance(sizes, tuple) else (sizes,)
+    return all(each) and bool(each) and _sizes(each, _MOST_INPUT)
 
 
 def _impossible_steps(plan: Plan) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Runs a network once, on zeros, to see whether its branches do what their records say.
 
-The text of a graph does not show a branch's stride or padding, and a wrong one can still add up:
-a map of one place is spread over any other.
+Whoever can write a plan can also name the graph that it gives; and a branch of another stride or
+padding can still add up: a map of one place is spread over any other.
 """
 
 from collections.abc import Callable, Iterator

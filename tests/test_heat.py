@@ -448,6 +448,11 @@ class TestSaturationTime:
         with pytest.raises(UsageError, match="eps must be positive"):
             heat(random_graph([2, 2], 1.0, seed=0), 1.0).saturation_time(eps)
 
+    def test_needs_a_number(self) -> None:
+        wrong: Any = "1e-5"
+        with pytest.raises(UsageError, match="eps"):
+            heat(random_graph([2, 2], 1.0, seed=0), 1.0).saturation_time(wrong)
+
 
 class TestBadInput:
     graph = random_graph([3, 5, 5], 0.8, seed=9)

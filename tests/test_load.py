@@ -296,6 +296,27 @@ def test_what_is_handed_in_and_no_artifact_could_have_is_a_usage_error(tmp_path:
         assert "example" not in str(caught.value)
 
 
+class Scale(nn.Module):
+    """A scale that is learned, and printed, as some models do."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.by
+
+    def extra_repr(self) -> str:
+        return f"by={self.by.item():.3f}"
+
+
+def test_what_a_module_prints_of_what_it_learned_makes_no_other_model(tmp_path: Path) -> None:
+    trained = nn.Sequential(*chain(), Scale(3.0))
+    outcome = n2nfx.transform(trained, density=0.2, skip_ratio=0.3, hops=(2,), example=IMAGE)
+    outcome.save(tmp_path / "out")
+    same(outcome.network, n2nfx.load(tmp_path / "out", nn.Sequential(*chain(), Scale(1.0))))
+
+
 @pytest.mark.parametrize(
     ("place", "other"),
     [

@@ -432,6 +432,18 @@ def test_the_budget_is_exact_and_smaller_ones_are_nested(
         kept = dict(fewer)
 
 
+@every_scored
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_that_was_moved_is_pruned_by_data_of_its_precision(
+    pruner: Any, dtype: torch.dtype
+) -> None:
+    network = traced(convolutional(), IMAGES)
+    network.module.to(dtype)
+    images, targets = batch(shape=IMAGES)
+    pruned = pruner(network, Probe(batches=[(images.to(dtype), targets)]))
+    assert pruned.nnz == budget(0.3, network.size)
+
+
 def look(module: nn.Module) -> list[Any]:
     """Everything that scoring could disturb."""
     return [

@@ -1,6 +1,7 @@
 """Spectra: counts, the smallest eigenvalue, closed forms and the matrix distance, against numpy."""
 
 from itertools import combinations, pairwise
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -129,6 +130,14 @@ class TestInertia:
     def test_needs_a_finite_sigma(self, sigma: float) -> None:
         with pytest.raises(UsageError, match="sigma must be finite"):
             inertia(random_graph([3, 5], 1.0, seed=0), sigma)
+
+    def test_needs_a_number_and_a_graph(self) -> None:
+        graph: Any = random_graph([3, 5], 1.0, seed=0)
+        wrong: Any = "1"
+        with pytest.raises(UsageError, match="sigma must be a number, not '1'"):
+            inertia(graph, wrong)
+        with pytest.raises(UsageError, match=r"a Laplacian is of .*, not ndarray"):
+            Laplacian(graph.degrees)
 
 
 class TestSmallest:

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import n2nfx
-from n2nfx import artifact, lock
+from n2nfx import artifact, loading, lock
 from n2nfx.cli import main
-from n2nfx.errors import DamagedFile
+from n2nfx.errors import DamagedFile, N2nfxError, UsageError
 from n2nfx.outcome import Outcome
 
 FILES = (artifact.PLAN, artifact.WEIGHTS, artifact.MANIFEST)
@@ -81,9 +81,11 @@ def by_loading(folder: Path) -> str | None:
 def by_verifying(folder: Path, *arguments: object) -> str | None:
     """The one line on stderr, with the exit code of a damaged file; never a traceback."""
     result = verify(folder, *arguments)
-    if result.exit_code == 0:
-        return None
-    assert result.exit_code == DamagedFile.exit_code, (result.output, result.exception)
+    return None if result.exit_code == 0 else _line(result, DamagedFile)
+
+
+def _line(result: Result, error: type[N2nfxError]) -> str:
+    assert result.exit_code == error.exit_code, (result.output, result.exception)
     assert result.stdout == ""
     *narration, line = result.stderr.splitlines()
     assert line.startswith("error: ")
@@ -358,8 +360,9 @@ def test_a_wrong_model_handed_in_is_refused(
     folder = put(tmp_path / "out", whole)
     for wrong in (f"{net}:other", "n2nfx:mlp", "timm:resnet18"):
         assert str(folder) in str(by_verifying(folder, "--model", wrong))
-    assert "did you mean build" in str(by_verifying(folder, "--model", f"{net}:bild"))
-    assert "net.py" in str(by_verifying(folder, "--model", f"{net.parent}/nte.py:build"))
+    mistyped = {f"{net}:bild": "did you mean build", f"{net.parent}/nte.py:build": "net.py"}
+    for wrong, meant in mistyped.items():
+        assert meant in _line(verify(folder, "--model", wrong), UsageError)
 
 
 @READERS
@@ -423,6 +426,9 @@ def build():
 """
 
 
+SET = "the graph built here, or what its modules are set to, is not what is recorded"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
@@ -438,9 +444,9 @@ def build():
     ],
 )
 def test_a_branch_of_another_stride_padding_or_places_is_refused(
-    key: str, value: list[int], told: str, tmp_path: Path
+    key: str, value: list[int], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph's text has none of them."""
+    """By the graph's hash, and by a run where that was made to fit."""
     net = tmp_path / "net.py"
     net.write_text(STRIDED)
     n2nfx.transform(
@@ -455,9 +461,31 @@ def test_a_branch_of_another_stride_padding_or_places_is_refused(
         skip[key] = value
 
     folder = put(tmp_path / "out", planned(files, change))
+    assert (key == "places") == (SET not in str(by_verifying(folder, "--model", f"{net}:build")))
+    forged = json.loads(files[artifact.PLAN])["graph_sha256"]
+    monkeypatch.setattr(loading, "graph_sha256", lambda network: forged)
     line = str(by_verifying(folder, "--model", f"{net}:build"))
     assert str(folder) in line
     assert re.search(told, line), line
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_classes", 0), ("num_classes", -3), ("num_classes", 2**40),
+     ("input_shape", []), ("input_shape", [0]), ("input_shape", [2**20, 2**20])],
+)  # fmt: skip
+def test_a_model_that_nobody_can_build_is_refused(
+    reader: Reader, key: str, value: object, whole: dict[str, bytes], tmp_path: Path, net: Path
+) -> None:
+    """As damage, though the model is handed in: the numbers are the plan's."""
+
+    def change(plan: dict[str, Any]) -> None:
+        plan["origin"][key] = value
+
+    folder = put(tmp_path / "out", planned(whole, change))
+    assert reader is by_reading or key in str(reader(folder))
+    assert key in str(by_verifying(folder, "--model", f"{net}:build"))
 
 
 ODD = st.one_of(
