@@ -76,7 +76,7 @@ def torchrun(folder: Path, models: str, *more: str) -> "subprocess.CompletedProc
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     command += ["n2nfx", "recipe", "run", str(file), "--out", str(folder / "runs"), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_torchrun_trains_the_runs_of_a_recipe_with_all_its_processes(tmp_path: Path) -> None:

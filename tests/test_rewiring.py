@@ -561,7 +561,7 @@ def test_all_ranks_choose_the_same_as_one_process_with_the_whole_batch(
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
+        rank.join(600)
     assert [rank.exitcode for rank in ranks] == [0] * RANKS
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS))
     assert same(one, other)
