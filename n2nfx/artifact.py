@@ -28,7 +28,7 @@ from torch import Tensor
 from n2nfx import atomic, gapcode
 from n2nfx.errors import CannotOperate, DamagedFile, UsageError
 
-_VERSION = 1
+_VERSION = 2
 FORMAT = f"n2nfx.artifact/{_VERSION}"
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"

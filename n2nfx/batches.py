@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from n2nfx.errors import CannotOperate, UsageError, kinds
 from n2nfx.network import InputSpec, Network, Probe
+from n2nfx.precision import precision_of
 from n2nfx.tracing.values import tensors
 
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -70,17 +71,10 @@ def inputs_of(network: Network, given: object) -> tuple[Tensor, ...]:
         raise CannotOperate(f"the network has {len(network.inputs)} inputs, the batch {len(found)}")
     for tensor, spec in zip(found, network.inputs, strict=True):
         _check_input(tensor, spec)
-    weight = next(network.module.parameters())
+    device, precision = next(network.module.parameters()).device, precision_of(network.module)
     return tuple(
-        tensor.detach().to(weight.device, _precision(tensor, spec, weight))
-        for tensor, spec in zip(found, network.inputs, strict=True)
+        one.detach().to(device, precision if one.is_floating_point() else None) for one in found
     )
-
-
-def _precision(tensor: Tensor, spec: InputSpec, weight: Tensor) -> torch.dtype:
-    """That of the trace, for a floating-point tensor, but for one that the module was moved to."""
-    as_given = not tensor.is_floating_point() or tensor.dtype == weight.dtype
-    return tensor.dtype if as_given else spec.torch_dtype
 
 
 def _tensors(given: object) -> tuple[Tensor, ...] | None:

@@ -1,6 +1,6 @@
 """An artifact read back into a network: the model built again, the record replayed, all checked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -19,6 +19,7 @@ from n2nfx.masks import Masks
 from n2nfx.network import Layer, Network, Probe, Step
 from n2nfx.plan import Plan, graph_sha256
 from n2nfx.registry import passes
+from n2nfx.settings import difference, settings_of
 from n2nfx.source import from_model, network_of
 from n2nfx.spec import from_text
 from n2nfx.splice import splice
@@ -47,10 +48,9 @@ def load(
     plan = found.plan
     network = _rebuild(path, plan, model, example)
     if graph_sha256(network) != plan.graph_sha256:
-        raise DamagedFile(
-            f"{path}: the graph built here, or what its modules are set to, is not what is "
-            f"recorded ({_made(plan)})"
-        )
+        raise DamagedFile(f"{path}: the graph built here is not the one recorded ({_made(plan)})")
+    if other := difference(settings_of(network.module), plan.settings):
+        raise DamagedFile(f"{path}: another model: {other}")
     _load_state(path, network, found.tensors)
     network = replace(network, masks=_masks(path, network, plan, found.masks), history=plan.steps)
     bind(network)
@@ -171,11 +171,8 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
 
     Each is let go once it is there, as large models are held few times over: `tensors` is emptied.
     """
+    _move(network.module, tensors)
     own = plain_state(network.module)
-    stored = _precisions(tensors)
-    if len(stored) == 1 and stored != _precisions(own):  # it was moved before it was saved
-        _MOVES[stored.pop()](network.module)
-        own = plain_state(network.module)
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:
         what = f"{min(missing)} is missing" if missing else f"{min(unknown)} is not the model's"
@@ -192,17 +189,14 @@ def _load_state(path: Path, network: Network, tensors: dict[str, Tensor]) -> Non
             own[name].copy_(tensors.pop(name))
 
 
-# As a user moves a module. By `to`, numbers that are complex would lose a part.
-_MOVES: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
-    torch.float16: nn.Module.half,
-    torch.bfloat16: nn.Module.bfloat16,
-    torch.float32: nn.Module.float,
-    torch.float64: nn.Module.double,
-}
-
-
-def _precisions(tensors: Mapping[str, Tensor]) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} & {*_MOVES}
+def _move(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Bring floating-point tensors to the precision that they were moved to before the save."""
+    for name, own in module.state_dict(keep_vars=True).items():
+        stored = tensors.get(name)
+        if stored is None or stored.dtype == own.dtype:
+            continue
+        if stored.is_floating_point() and own.is_floating_point():
+            own.data = own.data.to(stored.dtype)
 
 
 def _masks(path: Path, network: Network, plan: Plan, found: Masks) -> Masks:

@@ -84,7 +84,8 @@ def missing_masks(module: nn.Module, state: Mapping[str, Any], prefix: str) -> l
 
     One that brings none is of a dense network; others are of a network with other masks.
     """
-    masked = ((n, part) for n, part in module.named_modules() if isinstance(part, _Masking))
+    parts = module.named_modules(remove_duplicate=False)  # a state has each of a layer's names
+    masked = ((name, part) for name, part in parts if isinstance(part, _Masking))
     own = [f"{prefix}{name}.{part.mask_name}" for name, part in masked]
     missing = [name for name in own if name not in state]
     return missing if len(missing) < len(own) else []

@@ -167,16 +167,23 @@ def blank_inputs(
     inputs: Sequence[InputSpec],
     batch: int | None = None,
     device: torch.device | None = None,
+    precision: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """Tensors of the inputs' shapes, their values undefined, for another batch if one is given.
 
     The batch is the first dimension of the first input, and of every other that is as long there.
+    Floating-point numbers are of the precision that is given, or of the trace's.
     """
     own = inputs[0].shape[0]
+
+    def dtype(spec: InputSpec) -> torch.dtype:
+        own = spec.torch_dtype
+        return (precision or own) if own.is_floating_point else own
+
     return tuple(
         torch.empty(
             (batch if batch and spec.shape[0] == own else spec.shape[0], *spec.shape[1:]),
-            dtype=spec.torch_dtype,
+            dtype=dtype(spec),
             device=device,
         )
         for spec in inputs

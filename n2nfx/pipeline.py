@@ -17,7 +17,9 @@ from n2nfx.errors import CannotOperate, N2nfxError, UsageError, require_kind
 from n2nfx.graphmodule import HOOKS, graphs_of, judged_parts, nodes_in, parts_of, recompile
 from n2nfx.network import Network, Probe, Step, blank_inputs
 from n2nfx.outcome import Outcome
-from n2nfx.plan import graph_sha256, graph_text
+from n2nfx.plan import graph_sha256
+from n2nfx.precision import precision_of
+from n2nfx.settings import settings_of
 from n2nfx.spec import to_text
 from n2nfx.tracing import record
 from n2nfx.tracing.fake import lay_bare
@@ -62,7 +64,7 @@ class Facts:
 
 def _facts(network: Network, before: Facts | None = None) -> Facts:
     """The facts of a network; it runs only where its graph is not the one of `before`."""
-    graph = graph_text(network)
+    graph = f"{network.text()}\n{settings_of(network.module)}"
     if before is None:
         outputs = _traced_outputs(network)
     else:
@@ -271,7 +273,8 @@ def _own(network: Network) -> Network:
     unbind(module)
     if any("spec" not in node.meta for _, node in nodes_in(module) if node.op != "output"):
         device = next(module.parameters()).device  # a graph made elsewhere has no shapes
-        module = record(module, blank_inputs(network.inputs, device=device)).module
+        blanks = blank_inputs(network.inputs, None, device, precision_of(module))
+        module = record(module, blanks).module
     return replace(as_it_acts(network), module=module)
 
 

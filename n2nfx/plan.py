@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 from n2nfx.network import InputSpec, Layer, Network, Origin, Step
+from n2nfx.settings import Settings, settings_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Plan(BaseModel):
     kept: dict[str, int]
     counts: Counts
     steps: tuple[Step, ...]
+    settings: Settings
     graph_sha256: str
 
 
@@ -48,6 +49,7 @@ def make_plan(network: Network, graph: str) -> Plan:
         kept={row.weight: row.kept for row in network.ledger() if row.size},
         counts=count(network),
         steps=network.history,
+        settings=settings_of(network.module),
         graph_sha256=graph,
     )
 
@@ -72,19 +74,5 @@ def versions() -> dict[str, str]:
 
 
 def graph_sha256(network: Network) -> str:
-    """The name of a network's graph: the hash of its text and of what its modules are set to."""
-    return hashlib.sha256(graph_text(network).encode()).hexdigest()
-
-
-def graph_text(network: Network) -> str:
-    """A network's graph, and what its modules are set to: strides, paddings, rates.
-
-    Of what is set, as torch's own `extra_repr` says it: another's may print what is learned.
-    """
-    parts = [(name, part) for name, part in network.module.named_modules() if _by_torch(part)]
-    return network.text() + "\n".join(f"{name} {part.extra_repr()}" for name, part in parts)
-
-
-def _by_torch(part: nn.Module) -> bool:
-    """Whether torch wrote the `extra_repr` of a module."""
-    return type(part).extra_repr.__module__.startswith("torch.")
+    """The name of a network's graph: the hash of its text."""
+    return hashlib.sha256(network.text().encode()).hexdigest()

@@ -73,6 +73,14 @@ class Training(Part):
         return warmup
 
     @model_validator(mode="after")
+    def _steps_are_taken(self) -> "Training":
+        for key in ("step_every", "step_factor"):
+            given = getattr(self, key) != Training.model_fields[key].default
+            if given and self.schedule != "step":
+                raise ValueError(f'{key} is of schedule="step"')
+        return self
+
+    @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Training":
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError('nesterov=true is of optimizer="sgd"')

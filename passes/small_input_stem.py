@@ -9,6 +9,7 @@ from torch import fx, nn
 from n2nfx.errors import CannotOperate
 from n2nfx.graphmodule import graphs_of
 from n2nfx.network import Network, Probe, blank_inputs
+from n2nfx.precision import precision_of
 from n2nfx.seeds import generator
 from n2nfx.tracing import record
 from n2nfx.tracing.ops import name_of
@@ -38,8 +39,13 @@ class SmallInputStem:
         small = _small(stem, probe.seed, network.layers[0].weight)
         network.module.set_submodule(first, small)
         _drop_pool(network.module)
-        changed = record(network.module, blank_inputs(network.inputs, device=small.weight.device))
-        return replace(changed, origin=network.origin, notes=network.notes, history=network.history)
+        like, precision = small.weight, precision_of(network.module)
+        blanks = blank_inputs(network.inputs, None, like.device, precision)
+        changed = record(network.module, blanks)
+        return replace(
+            changed, inputs=network.inputs, origin=network.origin, notes=network.notes,
+            history=network.history,
+        )  # fmt: skip
 
 
 def _small(stem: nn.Conv2d, seed: int, name: str) -> nn.Conv2d:

@@ -88,7 +88,8 @@ def images() -> Any:
 def spec(
     model: str = "net", seed: int = 0, passes: tuple[str, ...] = PASSES, **how: Any
 ) -> RunSpec:
-    training: dict[str, Any] = {"epochs": 3, "batch_size": 16, "step_every": 1, **how}
+    steps = {"step_every": 1} if "schedule" not in how else {}
+    training: dict[str, Any] = {"epochs": 3, "batch_size": 16, **steps, **how}
     return RunSpec(
         model=f"{__file__}:{model}", data=f"{__file__}:images", passes=passes, seed=seed,
         scoring_images=32, training=Training(**training),

@@ -141,7 +141,7 @@ def test_the_files_are_what_they_are_said_to_be(folder: Path) -> None:
     text = (folder / "plan.json").read_text()
     plan = json.loads(text)
     assert text == json.dumps(plan, sort_keys=True, indent=2) + "\n"
-    assert plan["format"] == "n2nfx.artifact/1"
+    assert plan["format"] == "n2nfx.artifact/2"
     assert plan["weights"]["full.weight"] == {"shape": [4, 4], "dtype": "float32", "kept": 16}
     assert artifact.verify(folder) == plan
     sha256sum = shutil.which("sha256sum")
@@ -354,14 +354,14 @@ def test_a_manifest_of_another_kind(folder: Path, manifest: bytes) -> None:
         (b"null", "not an object"),
         (b"{}", "format None"),
         (b'{"format": 1, "weights": {}}', "the format 1"),
-        (b'{"format": "n2nfx.artifact/2", "weights": 0}', "written by a newer n2nfx"),
+        (b'{"format": "n2nfx.artifact/3", "weights": 0}', "written by a newer n2nfx"),
         (b'{"format": "n2nfx.artifact/0", "weights": {}}', "format"),
-        (b'{"format": "n2nfx.artifact/1"}', "weights"),
-        (b'{"format": "n2nfx.artifact/1", "weights": []}', "weights"),
-        (b'{"format": "n2nfx.artifact/1", "weights": {}, "weights": {}}', "'weights' stands twice"),
-        (b'{"format": "n2nfx.artifact/1", "weights": {}, "x": NaN}', "NaN"),
-        (b'{"format": "n2nfx.artifact/1", "weights": {}, "x": 1e999}', "1e999"),
-        (b'{"format": "n2nfx.artifact/1", "weights": {}, "x": ' + b"9" * 5000 + b"}", "digits"),
+        (b'{"format": "n2nfx.artifact/2"}', "weights"),
+        (b'{"format": "n2nfx.artifact/2", "weights": []}', "weights"),
+        (b'{"format": "n2nfx.artifact/2", "weights": {}, "weights": {}}', "'weights' stands twice"),
+        (b'{"format": "n2nfx.artifact/2", "weights": {}, "x": NaN}', "NaN"),
+        (b'{"format": "n2nfx.artifact/2", "weights": {}, "x": 1e999}', "1e999"),
+        (b'{"format": "n2nfx.artifact/2", "weights": {}, "x": ' + b"9" * 5000 + b"}", "digits"),
         (b"[" * 200_000, "JSON"),
     ],
 )

@@ -14,7 +14,7 @@ from n2nfx import artifact
 from n2nfx.errors import DamagedFile, N2nfxError, UsageError
 from n2nfx.network import Network
 from n2nfx.outcome import Outcome
-from n2nfx.passes import N2NSkip, RandomPruning, ResSkip, SmallInputStem
+from n2nfx.passes import N2NSkip, RandomPruning, Reinit, ResSkip, SmallInputStem
 from n2nfx.pipeline import Pipeline
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -264,7 +264,7 @@ def test_missing_and_foreign_tensors_are_named(tmp_path: Path) -> None:
         ("0.bias", bias),
         ("extra", found.tensors | {"extra": torch.zeros(1)}),
         ("0.bias", found.tensors | {"0.bias": torch.zeros(3)}),
-        ("0.bias", found.tensors | {"0.bias": torch.zeros(8, dtype=torch.float64)}),
+        ("0.bias", found.tensors | {"0.bias": torch.zeros(8, dtype=torch.int64)}),
     ):
         artifact.write(tmp_path / "damaged", plan, tensors, found.masks, force=True)
         with pytest.raises(DamagedFile, match=case):
@@ -318,22 +318,106 @@ def test_what_a_module_prints_of_what_it_learned_makes_no_other_model(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("place", "other"),
+    ("place", "other", "told"),
     [
-        ("0", nn.Conv2d(3, 8, 3, padding=2, dilation=2)),
-        ("0", nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular")),
-        ("1", nn.BatchNorm2d(8, eps=1.0)),
-        ("2", nn.ReLU(inplace=False)),
+        ("0", nn.Conv2d(3, 8, 3, padding=2, dilation=2), r"dilation \[2, 2\], .* with \[1, 1\]"),
+        (
+            "0",
+            nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"),
+            "padding_mode circular, and is recorded with zeros",
+        ),
+        ("1", nn.BatchNorm2d(8, eps=1.0), "eps 1.0, and is recorded with 1e-05"),
     ],
 )
 def test_a_model_whose_modules_are_set_otherwise_is_another(
-    place: str, other: nn.Module, tmp_path: Path
+    place: str, other: nn.Module, told: str, tmp_path: Path
 ) -> None:
     small().save(tmp_path / "out")
     model = chain()
     model.set_submodule(place, other)
-    with pytest.raises(DamagedFile, match="what its modules are set to"):
+    with pytest.raises(DamagedFile, match=f"another model: {place} has {told}"):
         n2nfx.load(tmp_path / "out", model)
+
+
+def test_what_torch_prints_of_its_modules_is_another_in_another_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small().save(tmp_path / "out")
+    for kind in (nn.BatchNorm2d, nn.Conv2d, nn.ReLU):
+        monkeypatch.setattr(kind, "extra_repr", lambda self: "said otherwise")
+    monkeypatch.setattr(nn.ReLU, "__constants__", [*nn.ReLU.__constants__, "training"])
+    n2nfx.load(tmp_path / "out", chain())
+
+
+def test_what_only_training_asks_for_is_ones_own_to_change(tmp_path: Path) -> None:
+    outcome = small()
+    norm = outcome.network.module.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.momentum = 0.01
+    outcome.save(tmp_path / "out")
+    again = n2nfx.load(tmp_path / "out", chain())
+    Pipeline([])(again).save(tmp_path / "again")
+    n2nfx.load(tmp_path / "again", chain())
+
+
+class Listed(nn.Module):
+    """With a list of parameters, which prints their type and device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = chain()
+        self.gains = nn.ParameterList([torch.ones(1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) * self.gains[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_list_of_parameters_has_no_precision_of_its_own(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = Listed()
+    network = n2nfx.trace(model, IMAGE)
+    network.module.to(dtype)
+    outcome = Pipeline([RandomPruning(0.3), N2NSkip(0.3, hops=(2,))])(network)
+    outcome.save(tmp_path / "out")
+    again = n2nfx.load(tmp_path / "out", Listed())
+    assert {one.dtype for one in again.module.parameters()} == {dtype}
+    Pipeline([Reinit()])(again).save(tmp_path / "again")
+    n2nfx.load(tmp_path / "again", Listed())
+
+
+def test_a_network_of_several_precisions_is_loaded_in_them(tmp_path: Path) -> None:
+    outcome = small()
+    module = outcome.network.module.bfloat16()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.float()
+    outcome.save(tmp_path / "out")
+    again = n2nfx.load(tmp_path / "out", chain()).module
+    expected = {name: one.dtype for name, one in module.state_dict().items()}
+    assert {name: one.dtype for name, one in again.state_dict().items()} == expected
+    assert len({one.dtype for one in again.parameters()}) == 2
+
+
+class Named(nn.Module):
+    """Takes its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = chain()
+
+    def forward(self, *, image: Tensor) -> Tensor:
+        return self.layers(image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_new_stem_leaves_how_inputs_are_taken(dtype: torch.dtype, tmp_path: Path) -> None:
+    network = n2nfx.trace(Named(), {"image": IMAGE})
+    network.module.to(dtype)
+    outcome = Pipeline([SmallInputStem(), RandomPruning(0.3)])(network)
+    outcome.save(tmp_path / "out")
+    assert n2nfx.load(tmp_path / "out", Named()).inputs == network.inputs
 
 
 def test_a_state_with_other_masks_is_what_is_saved(tmp_path: Path) -> None:

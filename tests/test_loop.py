@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from run_samples import TRAIN, spec
 from torch import Tensor
 
@@ -136,6 +137,31 @@ def test_it_goes_on_with_its_own_masks_where_others_are_made(way: str) -> None:
     resumed = train(others.network, data, asked.training, seed=asked.seed, saved=kept[8])
     assert same(whole, resumed)
     assert masks_equal(as_it_acts(whole.network), as_it_acts(resumed.network))
+
+
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_what_has_no_masks_trains_as_without_rewiring(method: str) -> None:
+    """The reference of a recipe whose networks are rewired."""
+    dense = [trained(spec(passes=(), rewiring=how)) for how in ("none", method)]
+    assert same(*dense)
+
+
+def test_a_checkpoint_with_a_whole_layer_for_a_masked_one_is_refused() -> None:
+    """A layer that is whole has no mask in the network, and none to load."""
+    asked = spec(rewiring="set")
+    kept: list[Checkpoint] = []
+    trained(asked, save=lambda now: kept.append(deepcopy(now)), save_every=0)
+    small, large = (
+        kept[0].tensors[f"mask/net.{name}.weight"] for name in ("classifier", "features.3")
+    )
+    moved = int((~small).sum())
+    small.fill_(True)
+    large[tuple(large.nonzero()[:moved].T)] = False
+    assert sum(int(m.sum()) for n, m in kept[0].tensors.items() if n.startswith("mask/")) == (
+        made(asked)[0].network.nnz
+    )
+    with pytest.raises(CannotOperate, match="masks of other weights than are pruned here"):
+        trained(asked, saved=kept[0])
 
 
 def test_a_checkpoint_of_other_layers_masks_is_refused() -> None:
@@ -353,6 +379,14 @@ def test_a_warmup_rises_in_a_line_to_the_rate() -> None:
     found = rates(warmup=2)
     assert found[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
     assert found[20:] == [1.0] * 80
+
+
+@pytest.mark.parametrize("key", ["step_every", "step_factor"])
+def test_what_only_steps_have_is_refused_of_another_schedule(key: str) -> None:
+    wrong: dict[str, Any] = {key: 1}
+    with pytest.raises(ValidationError, match=f'{key} is of schedule="step"'):
+        Training(schedule="cosine", **wrong)
+    assert getattr(Training(schedule="step", **wrong), key) == 1
 
 
 def test_nesterov_without_momentum_is_refused() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
 from samples import Net
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -615,3 +616,22 @@ def test_an_exported_network_can_be_saved_and_loaded() -> None:
         file.seek(0)
         loaded: Any = torch.export.load(file).module()
         assert torch.equal(loaded(images()), module(images()))
+
+
+def test_a_layer_of_two_names_is_loaded_from_a_file_that_has_one(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.other = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(torch.relu(self.one(x)))
+
+    first, second = (
+        n2nfx.transform(Twice(), density=0.5, skip_ratio=0, example=torch.zeros(1, 6), seed=seed)
+        for seed in (0, 1)
+    )
+    save_model(first.network.module, str(tmp_path / "x.safetensors"))
+    load_model(second.network.module, str(tmp_path / "x.safetensors"))
+    x = torch.randn(3, 6)
+    assert torch.equal(first.network.module(x), second.network.module(x))

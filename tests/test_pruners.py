@@ -440,8 +440,9 @@ def test_a_network_that_was_moved_is_pruned_by_data_of_its_precision(
     network = traced(convolutional(), IMAGES)
     network.module.to(dtype)
     images, targets = batch(shape=IMAGES)
-    pruned = pruner(network, Probe(batches=[(images.to(dtype), targets)]))
-    assert pruned.nnz == budget(0.3, network.size)
+    for given in (images, images.to(dtype)):
+        pruned = pruner(network, Probe(batches=[(given, targets)]))
+        assert pruned.nnz == budget(0.3, network.size)
 
 
 def look(module: nn.Module) -> list[Any]:

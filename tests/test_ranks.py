@@ -11,6 +11,8 @@ import pytest
 import run_samples
 from run_samples import KILLED, differ, ended, process, results, same, spec, train_rank
 
+from n2nfx import recipe
+from n2nfx.lock import held
 from n2nfx.training import runs
 
 
@@ -67,13 +69,18 @@ def test_ranks_that_hold_different_masks_are_told(tmp_path: Path) -> None:
 # A recipe whose runs all processes train, one after the other
 
 
-def torchrun(folder: Path, models: str, *more: str) -> "subprocess.CompletedProcess[str]":
+def written(folder: Path, models: str) -> Path:
     file = folder / "mine.toml"
     own = run_samples.__file__
     file.write_text(
         f"matrix = {{models = [{models}], data = ['{own}:images'], seeds = [0]}}\n"
         "methods.Dense = []\ntraining = {epochs = 1, batch_size = 32}\n"
     )
+    return file
+
+
+def torchrun(folder: Path, models: str, *more: str) -> "subprocess.CompletedProcess[str]":
+    file = written(folder, models)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     command += ["n2nfx", "recipe", "run", str(file), "--out", str(folder / "runs"), *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -90,6 +97,18 @@ def test_torchrun_trains_the_runs_of_a_recipe_with_all_its_processes(tmp_path: P
     assert "0 of 2 runs to do" in torchrun(tmp_path, models).stderr
     refused = torchrun(tmp_path, models, "--slots", "2")
     assert "leave --executor and --slots out" in refused.stderr
+
+
+def test_a_run_at_which_somebody_is_without_a_lease_ends_torchrun(tmp_path: Path) -> None:
+    """The other process waits for the first in what it would do together with it."""
+    own = run_samples.__file__
+    models = f"'{own}:net', '{own}:plain'"
+    first = recipe.read(str(written(tmp_path, models))).runs[0].spec.name
+    (tmp_path / "runs" / first).mkdir(parents=True)
+    with held(tmp_path / "runs" / first / ".training.lock"):
+        ended = torchrun(tmp_path, models)
+    assert ended.returncode != 0
+    assert "another process trains there" in ended.stderr
 
 
 def test_a_run_that_fails_ends_torchrun_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -376,7 +376,10 @@ def test_slurm_is_handed_an_array_of_jobs(
     )
     monkeypatch.setitem(sys.modules, "submitit", fake)
     monkeypatch.setattr("n2nfx.training.check.require_data", lambda recipe, root: None)
-    given = {"slurm_partition": "gpu", "gpus_per_node": 1, "mem_gb": 7.5, "slurm_time": "1:30"}
+    given = {
+        "slurm_partition": "gpu", "gpus_per_node": 1, "mem_gb": 7.5, "slurm_time": "1:30",
+        "slurm_nodelist": "007",
+    }  # fmt: skip
     options = [part for key, value in given.items() for part in ("--slurm", f"{key}={value}")]
     result = run("run", mine, "--out", str(tmp_path / "runs"), "--executor", "slurm", *options)
     assert result.exit_code == 0, result.stderr
@@ -407,6 +410,25 @@ def test_options_of_another_executor_are_refused(mine: str, tmp_path: Path, exec
     result = run("run", mine, *out, "--executor", executor, "--slots", "2")
     assert result.exit_code == 2
     assert f"--executor {executor} takes no --slots" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("executor", "option", "value", "owner"),
+    [
+        ("local", "--slurm", "slurm_partition=gpu", "slurm"),
+        ("ray", "--slurm", "slurm_partition=gpu", "slurm"),
+        ("local", "--cpus", "2", "ray"),
+        ("slurm", "--gpus", "0", "ray"),
+        ("local", "--address", "auto", "ray"),
+    ],
+)
+def test_options_of_an_executor_that_was_not_asked_for_are_refused(
+    mine: str, tmp_path: Path, executor: str, option: str, value: str, owner: str
+) -> None:
+    out = ["--out", str(tmp_path / "runs")]
+    result = run("run", mine, *out, "--executor", executor, option, value)
+    assert result.exit_code == 2
+    assert f"{option} is of --executor {owner}, and this is {executor}" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -593,9 +615,9 @@ def test_what_cannot_be_drawn_is_told(mine: str, half_run: str, tmp_path: Path) 
     def drawn(*arguments: str, name: str = "x.png") -> Result:
         return run("report", mine, *arguments, "--figure", str(tmp_path / name))
 
-    assert drawn("figure=none").exit_code == 2
+    for refused in (drawn("figure=none"), drawn("--out", half_run, name="x.doc")):
+        assert (refused.exit_code, refused.stdout) == (2, "")  # before any report
     assert drawn("--out", str(tmp_path)).exit_code == 3
-    assert drawn("--out", half_run, name="x.doc").exit_code == 2
 
 
 def test_watching_ends_when_nothing_is_left_to_wait_for(

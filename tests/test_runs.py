@@ -1,6 +1,7 @@
 """A run's directory says the truth about it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from n2nfx import CannotOperate, DamagedFile, UsageError
 from n2nfx.lock import held
 from n2nfx.runspec import RunSpec
 from n2nfx.training import runs
-from n2nfx.training.loop import Progress
+from n2nfx.training.checkpoint import Checkpoint
+from n2nfx.training.loop import Diverged, Progress
 from n2nfx.training.runresult import sha256
 
 
@@ -113,6 +115,19 @@ def test_a_run_that_diverges_says_so_and_is_done(tmp_path: Path) -> None:
     assert "the loss was not finite" in result.reason
     assert runs.run(asked, tmp_path) == result
     assert not (tmp_path / "network").exists()
+
+
+def test_a_run_that_diverges_leaves_no_checkpoint_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(*given: Any, save: Callable[[Checkpoint], None], **options: Any) -> None:
+        save(Checkpoint(5, {}, {"one": torch.zeros(1)}))
+        assert (tmp_path / "checkpoints").exists()
+        raise Diverged("the loss was not finite", [])
+
+    monkeypatch.setattr(runs, "train", diverging)
+    assert runs.run(spec(), tmp_path).status == "diverged"
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("how", [{"lr": 1e10}, {"lr": 1e30, "rewiring": "set"}])

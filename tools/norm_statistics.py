@@ -21,16 +21,24 @@ import n2nfx
 from n2nfx.training.data import Data, load_for
 
 BATCH, BATCHES = 128, 64
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
-def norms_of(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-    return (part for part in module.modules() if isinstance(part, NORMS))
+def norms_of(module: nn.Module) -> Iterator[Norm]:
+    return (part for part in module.modules() if isinstance(part, Norm))
+
+
+def by_batch(module: nn.Module) -> nn.Module:
+    """A copy in evaluation, but that its norms go by each batch."""
+    found = deepcopy(module).eval()
+    for norm in norms_of(found):
+        norm.train()
+    return found
 
 
 @torch.no_grad()
 def accuracy(module: nn.Module, data: Data) -> float:
-    """The percentage of the test images that are right, in the mode that the module is in."""
+    """The percentage of the test images that are right, in the modes that its parts are in."""
     batches = data.testing(BATCH)
     return 100 * sum(right(module(x), y) for x, y in batches) / len(data.test)
 
@@ -42,11 +50,11 @@ def right(scores: Tensor, labels: Tensor) -> int:
 @torch.no_grad()
 def anew(module: nn.Module, data: Data) -> nn.Module:
     """A copy in evaluation, its running statistics the means over batches of training images."""
-    fresh = deepcopy(module).train()
+    fresh = by_batch(module)
     for norm in norms_of(fresh):
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
-    images, _ = data.first(BATCH * BATCHES)
+    images, _ = data.first(min(BATCH * BATCHES, len(data.train)))
     for batch in images.split(BATCH):
         fresh(batch)
     return fresh.eval()
@@ -55,24 +63,24 @@ def anew(module: nn.Module, data: Data) -> nn.Module:
 def moved(before: nn.Module, after: nn.Module) -> float:
     """The most that a running mean moved, in the deviations that the norm divides by."""
     pairs = zip(norms_of(before), norms_of(after), strict=True)
-    return max(float(_deviations(one, other).max()) for one, other in pairs)
+    return max((float(_deviations(*pair).max()) for pair in pairs), default=0.0)
 
 
-def _deviations(
-    one: nn.modules.batchnorm._BatchNorm, other: nn.modules.batchnorm._BatchNorm
-) -> Tensor:
-    assert one.running_mean is not None and one.running_var is not None
-    assert other.running_mean is not None
-    return (other.running_mean - one.running_mean).abs() / (one.running_var + one.eps).sqrt()
+def _deviations(one: Norm, other: Norm) -> Tensor:
+    before, after = one.get_buffer("running_mean"), other.get_buffer("running_mean")
+    return (after - before).abs() / (one.get_buffer("running_var") + one.eps).sqrt()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
     print(f"{'run':<76} {'loss':>7} {'left':>6} {'batch':>6} {'anew':>6} {'moved':>9}")
     for folder in parser.parse_args().runs:
         config = json.loads((folder / "config.json").read_text())
-        loss = json.loads((folder / "result.json").read_text())["final_loss"]
+        result = json.loads((folder / "result.json").read_text())
+        if result["status"] != "done":
+            print(f"{folder.name:<76} {result['status']}")
+            continue
         data = load_for(config["model"], config["data"])
         module = n2nfx.bake(n2nfx.load(folder / "network")).module
         if config["training"]["channels_last"]:
@@ -80,11 +88,12 @@ def main() -> None:
         fresh = anew(module, data)
         found = (
             accuracy(module.eval(), data),
-            accuracy(deepcopy(module).train(), data),
+            accuracy(by_batch(module), data),
             accuracy(fresh, data),
         )
         numbers = " ".join(f"{one:6.2f}" for one in found)
-        print(f"{folder.name:<76} {loss:7.4f} {numbers} {moved(module, fresh):9.3g}", flush=True)
+        loss, most = result["final_loss"], moved(module, fresh)
+        print(f"{folder.name:<76} {loss:7.4f} {numbers} {most:9.3g}", flush=True)
 
 
 if __name__ == "__main__":

@@ -243,8 +243,8 @@ class Share(click.ParamType):
 @click.option("--shard", type=Share(), help="Run only this share of the runs, such as 2/8.")
 @options.choice("--executor", "local", "ray", "slurm", help="What spreads runs over processes.")
 @on_devices
-@click.option("--cpus", type=float, default=1.0, show_default=True, help="Of ray: for each run.")
-@click.option("--gpus", type=float, default=0.0, show_default=True, help="Of ray: for each run.")
+@click.option("--cpus", type=float, help="Of ray: for each run.  [default: 1]")
+@click.option("--gpus", type=float, help="Of ray: for each run.  [default: 0]")
 @click.option("--address", help="Of ray: a cluster's.")
 @click.option(
     "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE",
@@ -313,20 +313,23 @@ def _executor(
     executor: str,
     devices: tuple[str, ...],
     slots: int | None,
-    cpus: float,
-    gpus: float,
+    cpus: float | None,
+    gpus: float | None,
     address: str | None,
     slurm_options: tuple[str, ...],
 ) -> "Executor":
     from n2nfx.training.ranks import launched
 
+    of_ray = {"--cpus": cpus, "--gpus": gpus, "--address": address}
+    _require_executor("ray", executor, of_ray)
+    _require_executor("slurm", executor, {"--slurm": slurm_options or None})
     if launched():
         return _together(executor, devices, slots)
     if executor == "ray":
         from n2nfx.training.ray_tasks import Ray
 
         _require_none("ray", "--cpus and --gpus say what a run takes", devices, slots)
-        return Ray(cpus, gpus, address)
+        return Ray(1.0 if cpus is None else cpus, gpus or 0.0, address)
     if executor == "slurm":
         from n2nfx.training.slurm import Slurm
 
@@ -334,6 +337,15 @@ def _executor(
         device = devices[0] if devices else ""
         return Slurm(out / "slurm", dict(map(_pair, slurm_options)), device)
     return _local(devices, slots)
+
+
+def _require_executor(owner: str, executor: str, options: Mapping[str, object]) -> None:
+    """Raise `UsageError` where an option is given that is of another executor."""
+    from n2nfx.errors import UsageError
+
+    given = [name for name, value in options.items() if value is not None]
+    if given and executor != owner:
+        raise UsageError(f"{given[0]} is of --executor {owner}, and this is {executor}")
 
 
 def _require_none(executor: str, told: str, devices: Sequence[str], slots: int | None) -> None:
@@ -369,7 +381,8 @@ def _pair(text: str) -> tuple[str, Any]:
         raise UsageError(f"--slurm {text!r} is not KEY=VALUE, such as slurm_partition=gpu")
     for number in (int, float):
         with suppress(ValueError):
-            return key, number(value)
+            if str(number(value)) == value:  # 007 is a name
+                return key, number(value)
     return key, value
 
 
@@ -444,6 +457,10 @@ def report(
     from n2nfx.cli.narrate import narrated
 
     found = _begun(recipe, overrides)
+    if figure is not None:
+        from n2nfx.training.results import require_figure
+
+        require_figure(found, figure)
     if watch and not out.exists():
         click.echo(f"{out}: there is no such folder yet: waiting for it", err=True)
     else:

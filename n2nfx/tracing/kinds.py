@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from n2nfx.errors import CannotOperate
+from n2nfx.precision import precision_of
 from n2nfx.tracing.tape import Spec
 from n2nfx.tracing.values import with_specs
 
@@ -57,11 +58,14 @@ def fix_kinds(graph: fx.Graph, arguments: Mapping[str, Any], sized: bool) -> Non
 def traced_inputs(module: fx.GraphModule, make: Callable[..., Tensor]) -> list[Any]:
     """Inputs as those that a graph was traced with, one example of them.
 
-    `make` gives a tensor of a shape, its dtype by keyword. Those that may be left out are.
+    `make` gives a tensor of a shape, its dtype by keyword: of the module's precision, for it may
+    have been moved to another than it was traced in. Those that may be left out are.
     """
+    precision = precision_of(module)
 
     def made(spec: Spec) -> Tensor:
-        return make(spec.shape, dtype=spec.dtype)
+        moved = precision if spec.dtype.is_floating_point else None
+        return make(spec.shape, dtype=moved or spec.dtype)
 
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     return [with_specs(_given(node), made) for node in placeholders if not node.args]

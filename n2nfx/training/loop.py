@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from n2nfx.bind import bake, with_acting_masks, with_masks
+from n2nfx.bind import bake, masks_at_work, with_acting_masks, with_masks
 from n2nfx.errors import CannotOperate, N2nfxError, described
 from n2nfx.masks import Masks
 from n2nfx.network import Network
@@ -381,7 +381,10 @@ class Trainer:
 
     def _take_masks(self, masks: Masks) -> None:
         made = self.network.masks
-        if masks.keys() != made.keys() or masks.nnz != made.nnz:
+        alike = masks.keys() == made.keys() and masks.nnz == made.nnz
+        if masks_at_work(self.module):  # which a weight that is whole has not
+            alike = alike and _whole(masks) == _whole(made)
+        if not alike:
             raise CannotOperate(
                 "the checkpoint has masks of other weights than are pruned here: go on where the "
                 "run was begun, or delete its folder"
@@ -441,8 +444,11 @@ def _optimizer(
 def _rewiring(
     network: Network, optimizer: torch.optim.Optimizer, training: Training, total: int, seed: int
 ) -> Rewiring | None:
-    """The rules of Evci et al. 2020: three quarters of the training, and once an epoch at least."""
-    if training.rewiring == "none":
+    """The rules of Evci et al. 2020: three quarters of the training, and once an epoch at least.
+
+    In a network without masks, such as the reference, there is nothing to rewire.
+    """
+    if training.rewiring == "none" or not masks_at_work(network.module):
         return None
     return Rewiring(
         network, optimizer, method=training.rewiring, until=max(1, 3 * total // 4),
@@ -512,6 +518,11 @@ class _Clock:
             seconds_left=(time.monotonic() - self._start) / done * (trainer.total - trainer.steps),
             last=trainer.epochs[-1] if trainer.epochs else None,
         )
+
+
+def _whole(masks: Masks) -> set[str]:
+    """The weights of which a mask drops nothing."""
+    return {name for name, mask in masks.items() if masks.counts[name] == mask.numel()}
 
 
 def _masks_of(network: Network) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Jobs on a Ray cluster, each a task; Ray is imported only here, when it is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -43,7 +43,7 @@ class Ray:
         device = "cuda" if self.gpus else "cpu"
         pending = {}
         for job in jobs:
-            here = replace(job, device=device, folder=job.folder.absolute())
+            here = job.on(device)
             pending[task.remote(here, self.run)] = here
         waiting = list(pending.values())
         while pending:

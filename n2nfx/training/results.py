@@ -33,13 +33,18 @@ def draw(recipe: Recipe, out: Path, file: Path) -> None:
 
     Raises UsageError where the recipe has none, CannotOperate where there is nothing to draw yet.
     """
+    require_figure(recipe, file)
+    figure = _function(_FIGURES[recipe.figure])(recipe, out)
+    figure.suptitle(recipe.title, fontsize=10, parse_math=False)
+    save(figure, file)
+
+
+def require_figure(recipe: Recipe, file: Path) -> None:
+    """Raise UsageError where the recipe has no figure, or the file's name ends in no format."""
     require_picture(file)
     if recipe.figure == "none":
         known = " or ".join(f"figure={name}" for name in _FIGURES)
         raise UsageError(f"{recipe.name} has no figure; {known} gives it one")
-    figure = _function(_FIGURES[recipe.figure])(recipe, out)
-    figure.suptitle(recipe.title, fontsize=10, parse_math=False)
-    save(figure, file)
 
 
 def _function(place: str) -> Callable[[Recipe, Path], Any]:

@@ -127,7 +127,7 @@ def _finished(folder: Path, spec: RunSpec) -> Result | None:
     """What came out, where the run is done; raises where the directory is another run's."""
     _require_of(folder, spec)
     result = read(folder)
-    if result is not None and result.status == "done":
+    if result is not None:
         Checkpoints(folder / CHECKPOINTS).discard()  # being killed may have left them
     return result
 
@@ -218,10 +218,7 @@ class _Session:
         outcome = replace(outcome, network=trained.network)
         if first:
             outcome.save(self.folder / NETWORK, force=True)
-        result = self._closed(outcome, trained.epochs)
-        if first:
-            checkpoints.discard()
-        return result
+        return self._closed(outcome, trained.epochs)
 
     def _opened(self, checkpoints: Checkpoints) -> Checkpoint | None:
         """Where to go on, the directory in the state in which it was then."""
@@ -289,7 +286,7 @@ class _Session:
     def _closed(
         self, outcome: Outcome, epochs: Sequence[Epoch], reason: str | None = None
     ) -> Result:
-        """Write the result, last of all, and the sums of all files before it."""
+        """Write the sums of all files and the result, which comes last and ends the checkpoints."""
         last = epochs[-1] if epochs and reason is None else None
         counts = outcome.counts
         result = Result(
@@ -314,6 +311,7 @@ class _Session:
             manifest = "".join([*lines, manifest_line(RESULT, text)])
             put_file(self.folder / MANIFEST, manifest.encode())
             put_file(self.folder / RESULT, text)
+            Checkpoints(self.folder / CHECKPOINTS).discard()
         return result
 
     def _network_files(self) -> list[str]:

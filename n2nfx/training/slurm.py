@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Slurm:
     def __call__(self, jobs: Sequence[Job], teller: Teller) -> None:
         submitit = _imported()
         device = self.device or ("cuda" if _asks_for_a_gpu(self.options) else "cpu")
-        here = [replace(job, device=device, folder=job.folder.absolute()) for job in jobs]
+        here = [job.on(device) for job in jobs]
         try:
             executor = self._executor(submitit)
             handed = executor.map_array(Task(self.run), here)

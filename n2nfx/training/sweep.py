@@ -7,7 +7,7 @@ several on one folder share the work. How runs are spread over processes is an e
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -30,6 +30,11 @@ class Job:
     data_root: Path | None = None
     retry: bool = False
     tensorboard: bool = False
+
+    def on(self, device: str) -> "Job":
+        """The same on a device, for a process whose working folder may be another."""
+        root = None if self.data_root is None else self.data_root.absolute()
+        return replace(self, device=device, folder=self.folder.absolute(), data_root=root)
 
 
 @dataclass(frozen=True)

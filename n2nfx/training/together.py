@@ -13,8 +13,9 @@ from n2nfx.training.sweep import Ended, Job, Teller, default_runner, work
 class Together:
     """Runs jobs one after the other; of "cuda" each process has the GPU that torchrun gave it.
 
-    The first process claims runs and tells how they fare. A run that fails ends them all, as the
-    others may wait for what never comes: the same command goes on with the next run.
+    The first process claims runs and tells how they fare. A run that fails, or at which somebody is
+    without a lease, ends them all, as the others may wait for what never comes: the same command
+    goes on with the next run.
     """
 
     device: str
@@ -42,7 +43,7 @@ def _lead(job: Job, ranks: Ranks, teller: Teller) -> None:
     if not begun:
         ranks.of_first(False)
     teller.ended(ended)
-    if begun and ended.state == "failed":
+    if begun and ended.state in ("failed", "taken"):
         raise RunFailed(f"{ended.name}: {ended.told}; the same command goes on with the next run")
 
 
