@@ -168,9 +168,9 @@ from n2nfx import lock
 
 with lock.held(Path(sys.argv[1])):
     if not os.fork():
+        print("held", flush=True)  # by the fork, which has let go by then
         time.sleep(60)
         os._exit(0)
-    print("held", flush=True)
     sys.stdin.read()
 """
 
