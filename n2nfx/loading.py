@@ -39,8 +39,9 @@ def load(
     module or a file of one's own was transformed: an artifact never has us run a file. It is traced
     on `example`, by default what a name brings with it, or zeros: a model whose forward looks at
     values may need the one that it was transformed with. Passes
-    that changed the graph are replayed, skips are spliced as recorded; layers, shapes and graph
-    must then be those recorded. Raises `DamagedFile` for a damaged artifact or a wrong model, and
+    that changed the graph are replayed, skips are spliced as recorded; layers, shapes, graph and
+    what modules are set to must then be those recorded, and each tensor is of the precision that it
+    was saved in. Raises `DamagedFile` for a damaged artifact or a wrong model, and
     `UsageError` where one must be handed in, or is one that no artifact could have.
     """
     path = as_path(directory)
