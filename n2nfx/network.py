@@ -176,14 +176,13 @@ def blank_inputs(
     """
     own = inputs[0].shape[0]
 
-    def dtype(spec: InputSpec) -> torch.dtype:
-        own = spec.torch_dtype
-        return (precision or own) if own.is_floating_point else own
+    def dtype(traced: torch.dtype) -> torch.dtype:
+        return (precision or traced) if traced.is_floating_point else traced
 
     return tuple(
         torch.empty(
             (batch if batch and spec.shape[0] == own else spec.shape[0], *spec.shape[1:]),
-            dtype=dtype(spec),
+            dtype=dtype(spec.torch_dtype),
             device=device,
         )
         for spec in inputs

@@ -39,8 +39,8 @@ class SmallInputStem:
         small = _small(stem, probe.seed, network.layers[0].weight)
         network.module.set_submodule(first, small)
         _drop_pool(network.module)
-        like, precision = small.weight, precision_of(network.module)
-        blanks = blank_inputs(network.inputs, None, like.device, precision)
+        precision = precision_of(network.module)
+        blanks = blank_inputs(network.inputs, None, small.weight.device, precision)
         changed = record(network.module, blanks)
         return replace(
             changed, inputs=network.inputs, origin=network.origin, notes=network.notes,
